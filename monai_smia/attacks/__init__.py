@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Attacks: the named ones, and the parts that they are composed of."""
+
+from __future__ import annotations
+
+from monai_smia.attacks.attack import Attack, GradientAttack, Setting
+from monai_smia.attacks.criteria import Criterion, DiceBelow, Misclassification, Not
+from monai_smia.attacks.dense import CosPGD, SegPGD
+from monai_smia.attacks.freezing import frozen
+from monai_smia.attacks.gradients import AtIterate, Gradient
+from monai_smia.attacks.loop import Recipe, ascend
+from monai_smia.attacks.named import BIM, DIFGSM, FGSM, MIFGSM, NIFGSM, PGD, TIFGSM, VMIFGSM, GaussianNoise
+from monai_smia.attacks.objectives import Deviation, Objective
+from monai_smia.attacks.result import AttackResult
+from monai_smia.attacks.smia import SMIA
+from monai_smia.attacks.smoothing import Gaussian
+from monai_smia.attacks.steps import Chain, Largest, Momentum, Normalize, Scale, Sign, Smooth, Step, steepest
+from monai_smia.attacks.threat_models import LpBall, ThreatModel
+from monai_smia.attacks.trial import Trial
+
+__all__ = [
+    "BIM",
+    "DIFGSM",
+    "FGSM",
+    "MIFGSM",
+    "NIFGSM",
+    "PGD",
+    "SMIA",
+    "TIFGSM",
+    "VMIFGSM",
+    "AtIterate",
+    "Attack",
+    "AttackResult",
+    "Chain",
+    "CosPGD",
+    "Criterion",
+    "Deviation",
+    "DiceBelow",
+    "Gaussian",
+    "GaussianNoise",
+    "Gradient",
+    "GradientAttack",
+    "Largest",
+    "LpBall",
+    "Misclassification",
+    "Momentum",
+    "Normalize",
+    "Not",
+    "Objective",
+    "Recipe",
+    "Scale",
+    "SegPGD",
+    "Setting",
+    "Sign",
+    "Smooth",
+    "Step",
+    "ThreatModel",
+    "Trial",
+    "ascend",
+    "frozen",
+    "steepest",
+]

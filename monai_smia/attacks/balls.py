@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Lp balls on flat vectors: norm, projection and uniform sampling over the last axis."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+NORMS = (math.inf, 2.0, 1.0)
+
+
+def clamp(value: torch.Tensor, low: torch.Tensor | float, high: torch.Tensor | float) -> torch.Tensor:
+    """`torch.clamp` between numbers or tensors."""
+    return torch.clamp(value, low, high)  # type: ignore[arg-type]  # torch types no mix of both
+
+
+def norm_of(vector: torch.Tensor, norm: float) -> torch.Tensor:
+    """Lp norm over the last axis, kept as an axis of length 1."""
+    return torch.linalg.vector_norm(vector, ord=norm, dim=-1, keepdim=True)
+
+
+def project_ball(vector: torch.Tensor, radius: torch.Tensor | float, norm: float) -> torch.Tensor:
+    """Nearest point, in Euclidean distance, of the Lp ball around zero.
+
+    Args:
+        vector: any shape; the last axis is the vector.
+        radius: a number, or a tensor that broadcasts against `vector`; same unit as `vector`, not negative.
+        norm: ``inf``, 2 or 1.
+
+    Example:
+        >>> project_ball(torch.tensor([3.0, 4.0]), 1.0, 2)
+        tensor([0.6000, 0.8000])
+        >>> project_ball(torch.tensor([3.0, 4.0]), 1.0, 1)
+        tensor([0., 1.])
+    """
+    if norm == math.inf:
+        return clamp(vector, -radius, radius)
+    size = norm_of(vector, norm)
+    if norm == 2:
+        return vector * torch.clamp(radius / size.clamp_min(torch.finfo(vector.dtype).tiny), max=1.0)
+    # L1: soft threshold, whose level is found on the sorted magnitudes (Duchi et al., ICML 2008)
+    magnitudes, _ = vector.abs().sort(dim=-1, descending=True)
+    excess = magnitudes.cumsum(-1) - radius
+    counts = torch.arange(1, vector.shape[-1] + 1, device=vector.device, dtype=vector.dtype)
+    active = (magnitudes * counts > excess).sum(-1, keepdim=True).clamp_min(1)
+    level = (excess.gather(-1, active - 1) / active).clamp_min(0)
+    shrunk = torch.sign(vector) * (vector.abs() - level).clamp_min(0)
+    return torch.where(size <= radius, vector, shrunk)
+
+
+def sample_ball(
+    like: torch.Tensor,
+    radius: torch.Tensor | float,
+    norm: float,
+    generator: torch.Generator,
+    where: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """A point drawn uniformly from the Lp ball of the coordinates chosen by `where`; the others are zero.
+
+    Args:
+        like: shape, dtype and device of the result; the last axis is the vector.
+        radius: as for `project_ball`.
+        norm: ``inf``, 2 or 1.
+        generator: drawn on its own device, so that one seed means the same on a CPU and on a GPU.
+        where: boolean, broadcasts against `like`.
+    """
+
+    def uniform(shape: tuple[int, ...]) -> torch.Tensor:
+        return torch.rand(shape, generator=generator, dtype=like.dtype, device=generator.device).to(like.device)
+
+    if norm == math.inf:
+        noise = uniform(like.shape) * (2 * radius) - radius
+        return noise if where is None else noise * where
+    if norm == 2:
+        noise = torch.randn(like.shape, generator=generator, dtype=like.dtype, device=generator.device).to(like.device)
+    else:  # the L1 sphere: exponential magnitudes with random signs
+        tiny = torch.finfo(like.dtype).tiny
+        noise = -uniform(like.shape).clamp_min(tiny).log() * (uniform(like.shape) - 0.5).sign()
+    count: torch.Tensor | int = like.shape[-1]
+    if where is not None:
+        where = where.expand_as(like)
+        noise, count = noise * where, where.sum(-1, keepdim=True).clamp_min(1)
+    direction = noise / norm_of(noise, norm).clamp_min(torch.finfo(like.dtype).tiny)
+    return direction * radius * uniform((*like.shape[:-1], 1)) ** (1 / count)

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one loop behind every attack that follows gradients, and what a named attack hands to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from monai_smia.attacks.gradients import AtIterate, Gradient
+from monai_smia.attacks.objectives import Objective
+from monai_smia.attacks.query import Query
+from monai_smia.attacks.steps import Step
+from monai_smia.attacks.threat_models import ThreatModel
+from monai_smia.attacks.trial import Trial
+
+Observer = Callable[[Trial, Any], None]
+"""``observer(trial, prediction)`` after each gradient; ``None`` unless predicted at ``trial.adversarial``."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A named attack, taken apart.
+
+    Attributes:
+        objective: what is increased.
+        step: how we move, step size included.
+        steps: how often.
+        gradient: where the gradient is taken.
+    """
+
+    objective: Objective
+    step: Step
+    steps: int
+    gradient: Gradient = field(default_factory=AtIterate)
+
+
+def ascend(
+    recipe: Recipe,
+    query: Query,
+    threat: ThreatModel,
+    image: torch.Tensor,
+    target: Any,
+    start: torch.Tensor,
+    observe: Observer,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Steps along the objective's gradient from `start`, each projected to the threat model.
+
+    A sample's gradient that is not finite counts as zero: it spoils neither the sample's memory nor its batch mates.
+
+    Returns:
+        The last adversarial image, ``BCHW[D]``, and how many of each sample's gradients were not finite, ``(B,)``.
+    """
+    z, state, memory = start, recipe.step.init(start), recipe.gradient.init(start)
+    bad = torch.zeros(len(image), dtype=torch.long, device=image.device)
+    previous = update = None
+    for t in range(recipe.steps):
+        adversarial = threat.apply(image, z)
+        trial = Trial(
+            image, adversarial, t, recipe.steps, previous, update, query.predict, lambda x: threat.project(image, x)
+        )
+
+        def ask(at: torch.Tensor, view: Any = None, trial: Trial = trial) -> tuple[torch.Tensor, Any]:
+            gradient, prediction = query.gradient(recipe.objective, at, target, trial, view)
+            finite = gradient.flatten(1).isfinite().all(1)
+            bad.add_(~finite)
+            return torch.where(finite.reshape(-1, *[1] * (image.ndim - 1)), gradient, 0.0), prediction
+
+        gradient, prediction, memory = recipe.gradient.update(ask, adversarial, memory)
+        observe(trial, prediction)
+        update, state = recipe.step.update(threat.restrict(gradient), state)
+        previous, z = adversarial, threat.project(image, z + update)
+    return threat.apply(image, z), bad

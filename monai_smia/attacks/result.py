@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`AttackResult`: what an attack gives back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class AttackResult:
+    """Outcome of one attack on a batch. All fields but `adversarial` have one value per sample.
+
+    Attributes:
+        adversarial: ``BCHW[D]``; type, shape, dtype, device and metadata of the image given; detached.
+        clean_loss: ``(B,)``, the loss function at the clean image.
+        loss: ``(B,)``, the loss function at `adversarial`. An untargeted attack raises it, a targeted one lowers it.
+        clean_success: ``(B,)`` bool, the criterion at the clean image (already wrong before the attack).
+        success: ``(B,)`` bool, the criterion at `adversarial`.
+        forward_passes: ``(B,)`` int, predictions asked of the network, those for the verdict included.
+        backward_passes: ``(B,)`` int, gradients taken with respect to the image.
+        nonfinite_gradients: ``(B,)`` int, iterations whose gradient held NaN or infinity. The sample stood still there.
+    """
+
+    adversarial: torch.Tensor
+    clean_loss: torch.Tensor
+    loss: torch.Tensor
+    clean_success: torch.Tensor
+    success: torch.Tensor
+    forward_passes: torch.Tensor
+    backward_passes: torch.Tensor
+    nonfinite_gradients: torch.Tensor

@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Steps: from a gradient to a direction, as a chain of small parts without state of their own."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from monai_smia.attacks.balls import norm_of
+from monai_smia.attacks.smoothing import Gaussian
+
+
+class Step(ABC):
+    """How we move: ``init(z) -> state``, ``update(gradient, state) -> (direction, state)``."""
+
+    def init(self, z: torch.Tensor) -> Any:
+        """The state before the first update; ``None`` for a part that keeps none."""
+        return None
+
+    @abstractmethod
+    def update(self, gradient: torch.Tensor, state: Any) -> tuple[torch.Tensor, Any]:
+        """The direction for this gradient, ``BCHW[D]``, and the state for the next one."""
+
+
+@dataclass(frozen=True)
+class Chain(Step):
+    """Parts one after the other; each gets the direction of the one before."""
+
+    parts: Sequence[Step]
+
+    def init(self, z: torch.Tensor) -> Any:
+        return tuple(part.init(z) for part in self.parts)
+
+    def update(self, gradient: torch.Tensor, state: Any) -> tuple[torch.Tensor, Any]:
+        states = []
+        for part, old in zip(self.parts, state, strict=True):
+            gradient, new = part.update(gradient, old)
+            states.append(new)
+        return gradient, tuple(states)
+
+
+@dataclass(frozen=True)
+class Normalize(Step):
+    """Each sample's gradient divided by its own Lp norm; a zero gradient stays zero.
+
+    Args:
+        norm: 2 or 1.
+        mean: divide by the norm per voxel instead (for L1 the mean magnitude).
+    """
+
+    norm: float
+    mean: bool = False
+
+    def update(self, gradient: torch.Tensor, state: Any) -> tuple[torch.Tensor, Any]:
+        flat = gradient.flatten(1)
+        size = flat.abs().mean(1, keepdim=True) if self.mean and self.norm == 1 else norm_of(flat, self.norm)
+        return (flat / torch.where(size > 0, size, torch.ones_like(size))).reshape(gradient.shape), state
+
+
+@dataclass(frozen=True)
+class Momentum(Step):
+    """``m <- decay * m + g``, and m is the direction."""
+
+    decay: float
+
+    def init(self, z: torch.Tensor) -> torch.Tensor:
+        return torch.zeros_like(z)
+
+    def update(self, gradient: torch.Tensor, state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        momentum = gradient + self.decay * state
+        return momentum, momentum
+
+
+@dataclass(frozen=True)
+class Sign(Step):
+    """The sign of every component: steepest ascent in Linf."""
+
+    def update(self, gradient: torch.Tensor, state: Any) -> tuple[torch.Tensor, Any]:
+        return gradient.sign(), state
+
+
+@dataclass(frozen=True)
+class Largest(Step):
+    """Signs of the largest components, together of L1 norm 1: steepest ascent in L1, spread over more than one voxel.
+
+    Args:
+        share: share of a sample's components that move, in (0, 1]; at least one does.
+    """
+
+    share: float = 0.01
+
+    def update(self, gradient: torch.Tensor, state: Any) -> tuple[torch.Tensor, Any]:
+        flat = gradient.flatten(1)
+        count = max(1, math.ceil(self.share * flat.shape[1]))
+        index = flat.abs().topk(count, dim=1).indices
+        direction = torch.zeros_like(flat).scatter(1, index, flat.gather(1, index).sign() / count)
+        return direction.reshape(gradient.shape), state
+
+
+@dataclass(frozen=True)
+class Smooth(Step):
+    """The gradient filtered with a Gaussian."""
+
+    kernel: Gaussian
+
+    def update(self, gradient: torch.Tensor, state: Any) -> tuple[torch.Tensor, Any]:
+        return self.kernel(gradient), state
+
+
+@dataclass(frozen=True)
+class Scale(Step):
+    """The direction times a number, or times a tensor that broadcasts against ``BCHW[D]``."""
+
+    factor: torch.Tensor | float
+
+    def update(self, gradient: torch.Tensor, state: Any) -> tuple[torch.Tensor, Any]:
+        return self.factor * gradient, state
+
+
+def steepest(norm: float) -> Step:
+    """Steepest ascent of unit length in the Lp norm: sign for Linf, unit vector for L2, largest voxels for L1."""
+    if norm == math.inf:
+        return Sign()
+    return Normalize(2) if norm == 2 else Largest()

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Threat models: what the adversary may do."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+
+from monai_smia.attacks.balls import clamp, norm_of, project_ball, sample_ball
+
+Size = torch.Tensor | float
+
+
+class ThreatModel(ABC):
+    """The set of adversarial images, over a parameter z of which an attack takes steps."""
+
+    @abstractmethod
+    def init(self, image: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
+        """The z to start from: the image itself, or a random point of the set where a generator is given."""
+
+    @abstractmethod
+    def apply(self, image: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+        """The adversarial image that z stands for."""
+
+    @abstractmethod
+    def project(self, image: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+        """The z of the set next to the one given."""
+
+    def restrict(self, gradient: torch.Tensor) -> torch.Tensor:
+        """The gradient over the coordinates that may change; the others zero, before anything is normalised."""
+        return gradient
+
+
+@dataclass(frozen=True)
+class LpBall(ThreatModel):
+    r"""Images within an Lp ball around the clean one, inside the intensity bounds, changed only where the mask allows.
+
+    .. math:: \{x' : \|x' - x\|_p \le \varepsilon,\; l \le x' \le u,\; x'_i = x_i \text{ for } i \notin M\}
+
+    z is the adversarial image itself. The projection goes to the ball, then to the bounds; as the clean image is
+    inside the bounds, the result is inside both.
+
+    Args:
+        eps: radius, in the network's input units: a number, or a tensor that broadcasts against ``BCHW[D]``. With one
+            value per channel each channel has a ball of its own.
+        norm: ``inf``, 2 or 1.
+        bounds: lowest and highest intensity, each a number or a tensor that broadcasts against ``BCHW[D]``; ``None``
+            for none.
+        mask: boolean, broadcasts against ``BCHW[D]``; ``None`` allows a change everywhere.
+
+    Example:
+        >>> ball = LpBall(eps=0.1, bounds=(0.0, 1.0))
+        >>> ball.project(torch.tensor([[[0.5, 0.95]]]), torch.tensor([[[0.9, 2.0]]]))
+        tensor([[[0.6000, 1.0000]]])
+    """
+
+    eps: Size
+    norm: float = math.inf
+    bounds: tuple[Size, Size] | None = None
+    mask: torch.Tensor | None = None
+
+    def init(self, image: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
+        if generator is None:
+            return image.clone()
+        flat = self._flatten(image)
+        where = None if self.mask is None else self._flatten(self.mask.expand_as(image))
+        noise = sample_ball(flat, self._radius(), self.norm, generator, where).reshape(image.shape)
+        return self._confine(image, image + noise)
+
+    def gaussian(self, image: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """Gaussian noise of this size: standard deviation eps for Linf, length eps for L2 and L1."""
+        noise = torch.randn(image.shape, generator=generator, dtype=image.dtype, device=generator.device).to(
+            image.device
+        )
+        noise = self.restrict(noise)
+        if self.norm != math.inf:
+            flat = self._flatten(noise)
+            noise = (flat / norm_of(flat, self.norm).clamp_min(torch.finfo(flat.dtype).tiny)).reshape(image.shape)
+        return self.project(image, image + noise * self.eps)
+
+    def apply(self, image: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+        return z
+
+    def project(self, image: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+        if self.norm == math.inf:
+            delta = clamp(z - image, -self.eps, self.eps)
+        else:
+            delta = project_ball(self._flatten(self.restrict(z - image)), self._radius(), self.norm).reshape(
+                image.shape
+            )
+        return self._confine(image, image + delta)
+
+    def restrict(self, gradient: torch.Tensor) -> torch.Tensor:
+        return gradient if self.mask is None else torch.where(self.mask, gradient, torch.zeros_like(gradient))
+
+    def _confine(self, image: torch.Tensor, adversarial: torch.Tensor) -> torch.Tensor:
+        if self.bounds is not None:
+            adversarial = clamp(adversarial, *self.bounds)
+        return adversarial if self.mask is None else torch.where(self.mask, adversarial, image)
+
+    def _per_channel(self) -> bool:
+        return isinstance(self.eps, torch.Tensor) and self.eps.ndim > 1 and self.eps.shape[1] > 1
+
+    def _flatten(self, image: torch.Tensor) -> torch.Tensor:
+        """``(B, C, N)`` where every channel has its own ball, else ``(B, 1, C * N)``."""
+        return image.flatten(2) if self._per_channel() else image.flatten(1).unsqueeze(1)
+
+    def _radius(self) -> Size:
+        return self.eps.flatten(2) if isinstance(self.eps, torch.Tensor) and self.eps.ndim > 2 else self.eps
