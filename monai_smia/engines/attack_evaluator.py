@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`AttackEvaluator`: clean and adversarial metrics in one pass over the data."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from ignite.engine import Events
+from ignite.metrics import Metric
+from monai.engines import SupervisedEvaluator
+from monai.transforms import Compose, SaveImage, SaveImaged
+from monai.utils import CommonKeys
+from tqdm.auto import tqdm
+
+from monai_smia.attacks import Attack
+from monai_smia.engines.records import CaseRecorder, as_named
+from monai_smia.handlers.attack_events import AttackEvents
+from monai_smia.handlers.batch import attack_batch
+from monai_smia.intensity import IntensityScale
+from monai_smia.reports import CLEAN, RobustnessReport
+
+
+class AttackEvaluator(SupervisedEvaluator):
+    """A `SupervisedEvaluator` that also evaluates every batch under each of the given attacks.
+
+    Each metric of the evaluator gets a copy per attack, in ``engine.state.metrics`` under ``<attack>_<metric>``, so
+    that every handler (statistics, TensorBoard, MLflow, metrics saver, checkpoints) sees it. The adversarial batch
+    goes through the evaluator's own iteration: ``prepare_batch``, inferer, autocast, decollation and postprocessing.
+    The numbers are those of running the evaluator again with an `AttackHandler`, to the last digit.
+
+    Args:
+        device, val_data_loader, network: as in `SupervisedEvaluator`.
+        attacks: name to attack; the name becomes the prefix of the metrics.
+        image_key, label_key: keys of the batch.
+        mask_key: key of the voxels that may change; ``None`` for all.
+        seed: of the attacks' randomness, see `AttackHandler`.
+        intensity: physical unit of the network's input, for the report; ``None`` reports network units.
+        progress: show a bar, attack by attack.
+        kwargs: everything else that `SupervisedEvaluator` takes.
+
+    Raises:
+        TypeError, ValueError: when `attacks` is empty or holds something else, or `postprocessing` saves images,
+            whose clean files the adversarial ones would overwrite.
+
+    Example:
+        In a bundle, one more configuration file:
+
+        .. code-block:: json
+
+            {
+                "validate#evaluator#_target_": "monai_smia.engines.AttackEvaluator",
+                "validate#evaluator#attacks": {
+                    "pgd": {
+                        "_target_": "monai_smia.attacks.PGD", "loss_function": "@loss", "eps": 0.01, "bounds": [0, 1]
+                    }
+                }
+            }
+    """
+
+    def __init__(
+        self,
+        device: torch.device,
+        val_data_loader: Any,
+        network: torch.nn.Module,
+        attacks: Mapping[str, Attack] | Sequence[Attack],
+        *,
+        image_key: str = CommonKeys.IMAGE,
+        label_key: str = CommonKeys.LABEL,
+        mask_key: str | None = None,
+        seed: int = 0,
+        intensity: IntensityScale | None = None,
+        progress: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        self.attacks = as_named(attacks)
+        self.image_key = image_key
+        self.label_key = label_key
+        self.mask_key = mask_key
+        self.seed = seed
+        self.progress = progress
+        self._copies: dict[str, list[Metric]] = {name: [] for name in self.attacks}
+        self._metric_names: list[str] = []
+        self._recorder = CaseRecorder(image_key, intensity)
+        self._generators = {name: torch.Generator() for name in self.attacks}
+        self._raw: Any = None
+        _refuse_savers(kwargs.get("postprocessing"))
+        kwargs["event_names"] = [AttackEvents, *(kwargs.get("event_names") or [])]
+        super().__init__(device, val_data_loader, network, **kwargs)
+        self.add_event_handler(Events.STARTED, self._start)
+        self.add_event_handler(Events.EPOCH_STARTED, self._reseed)
+        self.add_event_handler(Events.ITERATION_STARTED, self._keep_batch)
+        self.add_event_handler(Events.ITERATION_COMPLETED, self._attack_all)
+        self.add_event_handler(Events.COMPLETED, self._finish)
+
+    def report(self) -> RobustnessReport:
+        """Clean and adversarial metrics of the last run, aggregated and case by case."""
+        metrics = {CLEAN: {name: self.state.metrics[name] for name in self._metric_names}}
+        details = {CLEAN: {name: self.state.metric_details.get(name) for name in self._metric_names}}
+        for attack in self.attacks:
+            metrics[attack] = {name: self.state.metrics[f"{attack}_{name}"] for name in self._metric_names}
+            details[attack] = {name: self.state.metric_details.get(f"{attack}_{name}") for name in self._metric_names}
+        return self._recorder.report(metrics, details, self.attacks)
+
+    def _register_metrics(self, k_metric: dict[str, Metric], add_metrics: dict[str, Metric] | None = None) -> None:
+        metrics = {**k_metric, **(add_metrics or {})}
+        copies = {attack: copy.deepcopy(metrics) for attack in self.attacks}  # before they know this engine
+        super()._register_metrics(k_metric, add_metrics)
+        self._metric_names = list(metrics)
+        for attack, own in copies.items():
+            for name, metric in own.items():
+                metric.attach(self, f"{attack}_{name}")
+                # updated by the attack's own iteration, not by the clean one
+                self.remove_event_handler(metric.iteration_completed, Events.ITERATION_COMPLETED)
+                self._copies[attack].append(metric)
+
+    def _start(self, engine: Any) -> None:
+        self._recorder.reset()
+        total = len(self.attacks) * (self.state.epoch_length or 0)
+        self._bar = tqdm(total=total or None, desc="attacks", disable=not self.progress)
+
+    def _reseed(self, engine: Any) -> None:
+        for generator in self._generators.values():
+            generator.manual_seed(self.seed + self.state.epoch)
+
+    def _keep_batch(self, engine: Any) -> None:
+        self._raw = self.state.batch
+
+    def _attack_all(self, engine: Any) -> None:
+        clean_batch, clean_output = self.state.batch, self.state.output
+        self.state.clean_output = clean_output
+        self._recorder.begin_batch(clean_batch)
+        try:
+            for name in self.attacks:
+                self._attack(name)
+        finally:
+            self.state.batch, self.state.output, self._raw = clean_batch, clean_output, None
+
+    def _attack(self, name: str) -> None:
+        def show(trial: Any, prediction: Any) -> None:
+            self._bar.set_postfix_str(f"{name} {trial.step + 1}/{trial.steps}")
+
+        batch, result = attack_batch(
+            self,
+            self.attacks[name],
+            self._raw,
+            image_key=self.image_key,
+            label_key=self.label_key,
+            mask_key=self.mask_key,
+            generator=self._generators[name],
+            callback=show,
+        )
+        clean = self._raw[self.image_key] if isinstance(self._raw, dict) else self._raw[0]
+        self.state.batch = batch
+        self.state.output = self._process_function(self, batch)
+        for metric in self._copies[name]:
+            metric.iteration_completed(self)
+        self._recorder.add(name, clean, result)
+        self.state.attack_name, self.state.attack_result = name, result
+        self.fire_event(AttackEvents.ATTACK_COMPLETED)
+        self._bar.update()
+
+    def _finish(self, engine: Any) -> None:
+        self._bar.close()
+
+
+def _refuse_savers(postprocessing: Any) -> None:
+    """Adversarial predictions would be written over the clean ones."""
+    transforms = postprocessing.transforms if isinstance(postprocessing, Compose) else [postprocessing]
+    for transform in transforms:
+        if isinstance(transform, (SaveImage, SaveImaged)):
+            raise ValueError(
+                f"postprocessing: {type(transform).__name__} would write adversarial predictions over the clean ones; "
+                "expected none (in a bundle: set its _disabled_ to true)"
+            )

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`CaseRecorder`: what happened to every case, from the attacks' results and the metrics' details."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from monai_smia.attacks import Attack, AttackResult
+from monai_smia.handlers.batch import case_names
+from monai_smia.intensity import IntensityScale
+from monai_smia.reports import CLEAN, RobustnessReport
+
+
+def as_named(attacks: Mapping[str, Attack] | Sequence[Attack]) -> dict[str, Attack]:
+    """Attacks by name; a sequence is named by class, numbered where a class comes twice.
+
+    Raises:
+        TypeError, ValueError: when there is none, when something else is among them, or when one is called "clean".
+    """
+    if isinstance(attacks, Attack) or not isinstance(attacks, (Mapping, Sequence)) or not attacks:
+        raise ValueError(f"attacks: expected at least one, by name or in a sequence; got {attacks!r}")
+    if not isinstance(attacks, Mapping):
+        kinds = [type(attack).__name__ for attack in attacks]
+        names = [
+            f"{kind}_{kinds[:i].count(kind) + 1}" if kinds.count(kind) > 1 else kind for i, kind in enumerate(kinds)
+        ]
+        attacks = dict(zip(names, attacks, strict=True))
+    for name, attack in attacks.items():
+        if not isinstance(attack, Attack):
+            raise TypeError(f"attacks: expected an Attack under {name!r}; got {type(attack).__name__}")
+        if name == CLEAN:
+            raise ValueError(f"attacks: {CLEAN!r} names the run without an attack; expected another name")
+    return dict(attacks)
+
+
+class CaseRecorder:
+    """Collects rows while an evaluation runs.
+
+    Args:
+        image_key: key of the image, for the case's file name.
+        intensity: physical unit of the network's input, or ``None``.
+    """
+
+    def __init__(self, image_key: str, intensity: IntensityScale | None) -> None:
+        self.image_key = image_key
+        self.intensity = intensity
+        self.names: list[str] = []
+        self.rows: dict[str, list[dict[str, Any]]] = {}
+
+    def reset(self) -> None:
+        """Forget the last evaluation."""
+        self.names, self.rows = [], {}
+
+    def begin_batch(self, batch: Any) -> None:
+        """Note the cases of the next batch."""
+        self.names += case_names(batch, self.image_key, start=len(self.names))
+
+    def add(self, attack: str, image: torch.Tensor, result: AttackResult) -> None:
+        """Note what an attack did to the batch begun last."""
+        adversarial = torch.as_tensor(result.adversarial)
+        change = adversarial - torch.as_tensor(image).to(adversarial)
+        largest = change.flatten(1).abs().amax(1)
+        if self.intensity is not None:
+            largest = self.intensity.to_physical(largest)
+        columns = {
+            "clean_loss": result.clean_loss,
+            "loss": result.loss,
+            "clean_success": result.clean_success,
+            "success": result.success,
+            "largest_change": largest,
+            "forward_passes": result.forward_passes,
+            "backward_passes": result.backward_passes,
+            "nonfinite_gradients": result.nonfinite_gradients,
+        }
+        lists = {name: value.tolist() for name, value in columns.items()}
+        rows = self.rows.setdefault(attack, [])
+        rows += [{name: values[i] for name, values in lists.items()} for i in range(len(largest))]
+
+    def report(
+        self, metrics: dict[str, dict[str, Any]], details: dict[str, dict[str, Any]], attacks: Mapping[str, Attack]
+    ) -> RobustnessReport:
+        """The report, from the aggregated metrics of every run and their details per case."""
+        cases = []
+        for run in metrics:
+            rows = self.rows.get(run, [{} for _ in self.names])
+            for i, (name, row) in enumerate(zip(self.names, rows, strict=True)):
+                cases.append({"attack": run, "case": name, **_of_case(details[run], i, len(self.names)), **row})
+        unit = "network units" if self.intensity is None else self.intensity.unit
+        return RobustnessReport(metrics, tuple(cases), {name: repr(attack) for name, attack in attacks.items()}, unit)
+
+
+def _of_case(details: dict[str, Any], index: int, cases: int) -> dict[str, float]:
+    """The metrics of one case: the mean over its classes that are defined, and each class where there are several."""
+    columns: dict[str, float] = {}
+    for name, values in details.items():
+        if values is None or len(values) != cases:
+            continue
+        value = torch.as_tensor(values[index]).double().flatten()
+        columns[name] = float(value[~value.isnan()].mean()) if not bool(value.isnan().all()) else float("nan")
+        if len(value) > 1:
+            columns.update({f"{name}_{k}": float(v) for k, v in enumerate(value)})
+    return columns

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`evaluate_robustness`: any MONAI evaluator, run clean and under attack."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ignite.engine import Events
+from monai.handlers import CheckpointSaver
+from monai.utils import CommonKeys
+from tqdm.auto import tqdm
+
+from monai_smia.attacks import Attack
+from monai_smia.engines.records import CaseRecorder, as_named
+from monai_smia.handlers.attack_handler import AttackHandler
+from monai_smia.intensity import IntensityScale
+from monai_smia.reports import CLEAN, RobustnessReport
+
+_KEPT = ("metrics", "metric_details", "best_metric", "best_metric_epoch", "batch", "output")
+
+
+def evaluate_robustness(
+    evaluator: Any,
+    attacks: Mapping[str, Attack] | Sequence[Attack],
+    *,
+    image_key: str = CommonKeys.IMAGE,
+    label_key: str = CommonKeys.LABEL,
+    mask_key: str | None = None,
+    seed: int = 0,
+    intensity: IntensityScale | None = None,
+    progress: bool = True,
+) -> RobustnessReport:
+    """Run the evaluator once clean and once under each attack, and put the metrics of all runs side by side.
+
+    Works with any `SupervisedEvaluator` and any subclass; `AttackEvaluator` gives the same numbers in one pass over
+    the data. The evaluator's state afterwards is that of the clean run.
+
+    Args:
+        evaluator: what evaluates; its own metrics, inferer, postprocessing and handlers are used.
+        attacks: name to attack, or a sequence of attacks, named by class.
+        image_key, label_key, mask_key, seed: as in `AttackHandler`.
+        intensity: physical unit of the network's input, for the report.
+        progress: show a bar over runs and batches.
+
+    Returns:
+        The metrics of every run, aggregated and per case.
+
+    Raises:
+        ValueError: when a `CheckpointSaver` is attached, which would take an adversarial metric for a new best one.
+
+    Example:
+        .. code-block:: python
+
+            report = evaluate_robustness(evaluator, {"pgd": PGD(loss_function, eps=8 / 255, bounds=(0.0, 1.0))})
+            print(report.to_markdown())
+    """
+    named = as_named(attacks)
+    _refuse_checkpoints(evaluator)
+    recorder = CaseRecorder(image_key, intensity)
+    metrics, details, kept = {}, {}, {}
+    total = (len(named) + 1) * (evaluator.state.epoch_length or 0)
+    with tqdm(total=total or None, desc="robustness", disable=not progress) as bar:
+        for run in (CLEAN, *named):
+            bar.set_postfix_str(run)
+            _run(evaluator, run, named.get(run), recorder, bar, image_key, label_key, mask_key, seed)
+            metrics[run] = dict(evaluator.state.metrics)
+            details[run] = copy.copy(evaluator.state.metric_details)
+            if run == CLEAN:
+                kept = {name: copy.copy(getattr(evaluator.state, name)) for name in _KEPT}
+    for name, value in kept.items():
+        setattr(evaluator.state, name, value)
+    return recorder.report(metrics, details, named)
+
+
+def _run(
+    evaluator: Any,
+    run: str,
+    attack: Attack | None,
+    recorder: CaseRecorder,
+    bar: Any,
+    image_key: str,
+    label_key: str,
+    mask_key: str | None,
+    seed: int,
+) -> None:
+    """One run of the evaluator, with what records it attached and taken off again."""
+    handler = None
+    if attack is not None:
+        handler = AttackHandler(attack, image_key=image_key, label_key=label_key, mask_key=mask_key, seed=seed)
+    clean: list[Any] = []
+
+    def keep_clean(engine: Any) -> None:
+        batch = engine.state.batch
+        clean[:] = [batch[image_key] if isinstance(batch, dict) else batch[0]]
+
+    def record(engine: Any) -> None:
+        if attack is None:
+            recorder.begin_batch(engine.state.batch)
+        else:
+            recorder.add(run, clean[0], engine.state.attack_result)
+        bar.update()
+
+    evaluator.add_event_handler(Events.ITERATION_STARTED, keep_clean)
+    if handler is not None:
+        handler.attach(evaluator)
+    evaluator.add_event_handler(Events.ITERATION_COMPLETED, record)
+    try:
+        evaluator.run()
+    finally:
+        evaluator.remove_event_handler(keep_clean, Events.ITERATION_STARTED)
+        evaluator.remove_event_handler(record, Events.ITERATION_COMPLETED)
+        if handler is not None:
+            handler.detach(evaluator)
+
+
+def _refuse_checkpoints(evaluator: Any) -> None:
+    """A saver of the best checkpoint must not see adversarial metrics."""
+    for handlers in evaluator._event_handlers.values():
+        for function, _, _ in handlers:
+            if isinstance(getattr(function, "__self__", None), CheckpointSaver):
+                raise ValueError(
+                    "evaluator: a CheckpointSaver is attached, which would choose checkpoints by adversarial runs; "
+                    "expected an evaluator without it"
+                )

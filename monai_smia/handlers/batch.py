@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`attack_batch`: an attack on a batch as a MONAI engine is about to see it."""
+
+from __future__ import annotations
+
+import dataclasses
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.data import MetaTensor
+from monai.utils import CommonKeys, convert_to_dst_type
+
+from monai_smia.attacks import Attack, AttackResult
+from monai_smia.attacks.loop import Observer
+
+CLEAN_SUFFIX = "_clean"
+
+
+def attack_batch(
+    engine: Any,
+    attack: Attack,
+    batch: Any,
+    *,
+    image_key: str = CommonKeys.IMAGE,
+    label_key: str = CommonKeys.LABEL,
+    mask_key: str | None = None,
+    generator: torch.Generator | None = None,
+    only: torch.Tensor | None = None,
+    callback: Observer | None = None,
+) -> tuple[Any, AttackResult]:
+    """The batch with its image attacked, through the engine's own ``prepare_batch``, inferer, device and autocast.
+
+    Args:
+        engine: a MONAI engine with a network: `SupervisedEvaluator`, `SupervisedTrainer` or a subclass.
+        attack: what to run.
+        batch: what the loader gave: a dictionary, or a sequence that starts with the image.
+        image_key: the image's key in a dictionary.
+        label_key: named in the error where the batch has no label.
+        mask_key: key of the mask that restricts the change; ``None`` for everywhere.
+        generator: the attack's source of randomness.
+        only: indices ``(N,)`` of the samples to attack; ``None`` for all. The others keep their clean image.
+        callback: as in the attack's call.
+
+    Returns:
+        A new batch, the old one untouched: the image is adversarial (metadata kept), the clean one is under
+        ``<image_key>_clean``. And the attack's result, for the samples in `only`.
+
+    Raises:
+        ValueError: when the batch has no label, or the engine's ``prepare_batch`` makes the network's input from
+            something else than the image, so that replacing it would not have the effect meant.
+    """
+    prepared = engine.prepare_batch(batch, engine.state.device, engine.non_blocking, **engine.to_kwargs)
+    inputs, targets, args, kwargs = prepared if len(prepared) == 4 else (*prepared, (), {})
+    original = batch[image_key] if isinstance(batch, dict) else batch[0]
+    if targets is None:
+        raise ValueError(f"label_key: an attack needs labels; the batch has none under {label_key!r}")
+    if not (
+        isinstance(inputs, torch.Tensor)
+        and inputs.shape == original.shape
+        and torch.equal(_plain(inputs), _plain(original).to(inputs.device, inputs.dtype))
+    ):
+        raise ValueError(
+            f"image_key: the engine's prepare_batch does not hand batch[{image_key!r}] to the network as it is; "
+            "expected the key of the network's input. Convert it in a transform, so that the attack sees it"
+        )
+    mask = None if mask_key is None else batch[mask_key].to(inputs.device)
+    chosen = inputs
+    index = torch.arange(len(inputs), device=inputs.device) if only is None else only.to(inputs.device)
+    if only is not None:
+        chosen = _take_image(inputs, index)
+        size = len(inputs)
+        targets, mask, args, kwargs = (_take(value, index, size) for value in (targets, mask, args, kwargs))
+
+    def inferer(images: torch.Tensor, network: Any) -> Any:
+        return engine.inferer(images, network, *args, **kwargs)
+
+    with autocast_of(engine):
+        result = attack(
+            engine.network,
+            chosen,
+            targets,
+            inferer=inferer if args or kwargs else engine.inferer,
+            mask=mask,
+            generator=generator,
+            callback=callback,
+        )
+    adversarial = _plain(inputs).clone()
+    adversarial[index] = _plain(result.adversarial)
+    adversarial = convert_to_dst_type(adversarial, inputs)[0] if isinstance(inputs, MetaTensor) else adversarial
+    if only is None:
+        result = dataclasses.replace(result, adversarial=adversarial)
+    if isinstance(batch, dict):
+        return {**batch, image_key: adversarial, image_key + CLEAN_SUFFIX: original}, result
+    return type(batch)((adversarial, *batch[1:])), result
+
+
+def autocast_of(engine: Any) -> AbstractContextManager[Any]:
+    """The autocast that MONAI's engines run their forward pass in."""
+    return torch.autocast("cuda", **engine.amp_kwargs) if engine.amp else nullcontext()
+
+
+def case_names(batch: Any, image_key: str = CommonKeys.IMAGE, start: int = 0) -> list[str]:
+    """The file name of every case in a batch, decollated or not; where it has none, its number."""
+    if isinstance(batch, (tuple, list)) and batch and isinstance(batch[0], dict):
+        files = [getattr(item.get(image_key), "meta", {}).get("filename_or_obj") for item in batch]
+    else:
+        image = batch[image_key] if isinstance(batch, dict) else batch[0]
+        files = getattr(image, "meta", {}).get("filename_or_obj") or [None] * len(image)
+        files = [files] if isinstance(files, str) else files
+    return [str(start + i) if not file else Path(str(file)).name for i, file in enumerate(files)]
+
+
+def _plain(image: torch.Tensor) -> torch.Tensor:
+    return image.as_tensor() if isinstance(image, MetaTensor) else image
+
+
+def _take_image(image: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """Some samples of a batch, with what an attack reads of their metadata: the affine."""
+    if not isinstance(image, MetaTensor):
+        return image[index]
+    affine = image.affine
+    return MetaTensor(image.as_tensor()[index], affine=affine[index.cpu()] if affine.ndim == 3 else affine)
+
+
+def _take(value: Any, index: torch.Tensor, size: int) -> Any:
+    """The same samples of everything that has one entry per sample."""
+    if isinstance(value, torch.Tensor):
+        return _plain(value)[index.to(value.device)] if value.ndim and len(value) == size else value
+    if isinstance(value, dict):
+        return {key: _take(item, index, size) for key, item in value.items()}
+    if isinstance(value, list) and len(value) == size:
+        return [value[i] for i in index.tolist()]
+    if isinstance(value, (tuple, list)):
+        return type(value)(_take(item, index, size) for item in value)
+    return value

@@ -1,0 +1,8 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reports: clean and adversarial metrics as tables and figures."""
+
+from __future__ import annotations
+
+from monai_smia.reports.report import CLEAN, RobustnessReport
+
+__all__ = ["CLEAN", "RobustnessReport"]

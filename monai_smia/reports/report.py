@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`RobustnessReport`: the metrics of every run, aggregated and case by case."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from monai_smia.reports.files import write_whole
+
+CLEAN = "clean"
+
+
+@dataclass(frozen=True)
+class RobustnessReport:
+    """Clean and adversarial metrics side by side.
+
+    Attributes:
+        metrics: run (``"clean"`` or an attack's name) to metric to value, as the evaluator aggregated it.
+        cases: one row for each run and case: ``attack``, ``case``, every metric that is known per case
+            (``<metric>_<k>`` for its k-th class), and for attacks the columns of `AttackResult`; ``largest_change``
+            is in `unit`.
+        attacks: name to the attack's ``repr``.
+        unit: unit of the perturbation sizes.
+
+    Example:
+        >>> report = RobustnessReport({"clean": {"dice": 0.9}, "pgd": {"dice": 0.3}}, (), {"pgd": "PGD(...)"}, "HU")
+        >>> print(report.to_markdown())
+        | attack | dice |
+        |:--|--:|
+        | clean | 0.9000 |
+        | pgd | 0.3000 |
+    """
+
+    metrics: dict[str, dict[str, Any]]
+    cases: tuple[dict[str, Any], ...]
+    attacks: dict[str, str]
+    unit: str
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per run: its metrics, then the attack's success rate, mean losses, largest change and mean passes."""
+        rows = []
+        for run, values in self.metrics.items():
+            row: dict[str, Any] = {"attack": run, **values}
+            cases = [case for case in self.cases if case["attack"] == run and "success" in case]
+            if cases:
+                row["success_rate"] = _mean(cases, "success")
+                row["loss"] = _mean(cases, "loss")
+                row[f"largest_change [{self.unit}]"] = max(case["largest_change"] for case in cases)
+                row["forward_passes"] = _mean(cases, "forward_passes")
+                row["backward_passes"] = _mean(cases, "backward_passes")
+            elif run == CLEAN and any("clean_loss" in case for case in self.cases):
+                first = [case for case in self.cases if "clean_loss" in case]
+                first = [case for case in first if case["attack"] == first[0]["attack"]]
+                row["success_rate"] = _mean(first, "clean_success")
+                row["loss"] = _mean(first, "clean_loss")
+            rows.append(row)
+        return pd.DataFrame(rows).set_index("attack")
+
+    def cases_frame(self) -> pd.DataFrame:
+        """One row per run and case."""
+        return pd.DataFrame(list(self.cases))
+
+    def to_markdown(self) -> str:
+        """The aggregated table; numbers with four decimals, passes with none."""
+        frame = self.to_frame()
+        header = ["attack", *map(str, frame.columns)]
+        lines = ["| " + " | ".join(header) + " |", "|:--" + "|--:" * len(frame.columns) + "|"]
+        for run, row in frame.iterrows():
+            cells = [_shown(name, value) for name, value in row.items()]
+            lines.append("| " + " | ".join([str(run), *cells]) + " |")
+        return "\n".join(lines)
+
+    def to_json(self, path: str | Path | None = None, *, overwrite: bool = False) -> str:
+        """Everything as JSON text, also written to `path` where one is given."""
+        text = json.dumps(
+            {"metrics": self.metrics, "attacks": self.attacks, "unit": self.unit, "cases": list(self.cases)},
+            indent=2,
+            default=_plain,
+        )
+        if path is not None:
+            write_whole(path, text + "\n", overwrite)
+        return text
+
+    def to_csv(self, path: str | Path | None = None, *, overwrite: bool = False) -> str:
+        """The rows per case as CSV text, also written to `path` where one is given."""
+        text: str = self.cases_frame().to_csv(index=False)
+        if path is not None:
+            write_whole(path, text, overwrite)
+        return text
+
+    def save(self, folder: str | Path, *, overwrite: bool = False) -> None:
+        """Write ``robustness.md``, ``robustness.csv`` (runs), ``cases.csv`` (cases) and ``robustness.json``.
+
+        Raises:
+            FileExistsError: when one of them is there already and `overwrite` is false; nothing is written then.
+        """
+        writers: dict[str, Callable[[], str]] = {
+            "robustness.md": lambda: self.to_markdown() + "\n",
+            "robustness.csv": lambda: self.to_frame().to_csv(),
+            "cases.csv": self.to_csv,
+            "robustness.json": lambda: self.to_json() + "\n",
+        }
+        paths = {Path(folder) / name: write for name, write in writers.items()}
+        for path in paths:
+            if path.exists() and not overwrite:
+                raise FileExistsError(f"folder: {path} exists; expected a new folder, or overwrite=True")
+        for path, write in paths.items():
+            write_whole(path, write(), overwrite)
+
+
+def _mean(rows: list[dict[str, Any]], name: str) -> float:
+    return sum(float(row[name]) for row in rows) / len(rows)
+
+
+def _shown(name: str, value: Any) -> str:
+    if pd.api.types.is_number(value):
+        if pd.isna(value):
+            return ""
+        return f"{value:.0f}" if str(name).endswith("_passes") else f"{value:.4f}"
+    return str(_plain(value))
+
+
+def _plain(value: Any) -> Any:
+    """Numbers and lists out of tensors and arrays."""
+    return value.tolist() if hasattr(value, "tolist") else str(value)
