@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`RandomResize`: the input diversity of DI-FGSM for any rank, undone on dense predictions."""
+"""`RandomResize`: the input diversity of DI-FGSM in 2-D and 3-D, undone on dense predictions."""
 
 from __future__ import annotations
 

@@ -201,7 +201,7 @@ class DIFGSM(GradientAttack):
 
     .. math:: m_{t+1} = \mu\, m_t + \frac{\nabla_x J(f(R_t(x_t)), y)}{\operatorname{mean} |\nabla_x J|}
 
-    In any rank. A dense prediction is brought back to the image's grid before the loss, so that labels stay as they
+    In 2-D and 3-D. A dense prediction is brought back to the image's grid before the loss, so that labels stay as they
     are.
 
     Args:

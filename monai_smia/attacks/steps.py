@@ -88,15 +88,20 @@ class Sign(Step):
 class Largest(Step):
     """Signs of the largest components, together of L1 norm 1: steepest ascent in L1, spread over more than one voxel.
 
+    One voxel alone, the steepest direction of all, would meet its bound at once in a large image.
+
     Args:
-        share: share of a sample's components that move, in (0, 1]; at least one does.
+        share: share of a sample's components that move, in (0, 1], rounded down; at least one does.
+
+    Reference: Tramer, Boneh, "Adversarial training and robustness for multiple perturbations" (SLIDE), NeurIPS 2019,
+    https://arxiv.org/abs/1904.13000.
     """
 
     share: float = 0.01
 
     def update(self, gradient: torch.Tensor, state: Any) -> tuple[torch.Tensor, Any]:
         flat = gradient.flatten(1)
-        count = max(1, math.ceil(self.share * flat.shape[1]))
+        count = max(1, int(self.share * flat.shape[1]))
         index = flat.abs().topk(count, dim=1).indices
         direction = torch.zeros_like(flat).scatter(1, index, flat.gather(1, index).sign() / count)
         return direction.reshape(gradient.shape), state

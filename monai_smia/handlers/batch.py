@@ -65,6 +65,8 @@ def attack_batch(
             f"image_key: the engine's prepare_batch does not hand batch[{image_key!r}] to the network as it is; "
             "expected the key of the network's input. Convert it in a transform, so that the attack sees it"
         )
+    if mask_key is not None and not (isinstance(batch, dict) and mask_key in batch):
+        raise ValueError(f"mask_key: expected a dictionary with {mask_key!r}; got {_described(batch)}")
     mask = None if mask_key is None else batch[mask_key].to(inputs.device)
     chosen = inputs
     index = torch.arange(len(inputs), device=inputs.device) if only is None else only.to(inputs.device)
@@ -97,19 +99,24 @@ def attack_batch(
 
 
 def autocast_of(engine: Any) -> AbstractContextManager[Any]:
-    """The autocast that MONAI's engines run their forward pass in."""
-    return torch.autocast("cuda", **engine.amp_kwargs) if engine.amp else nullcontext()
+    """The autocast that MONAI's engines run their forward pass in: the one for CUDA, without effect elsewhere."""
+    return torch.autocast("cuda", **engine.amp_kwargs) if engine.amp and torch.cuda.is_available() else nullcontext()
 
 
 def case_names(batch: Any, image_key: str = CommonKeys.IMAGE, start: int = 0) -> list[str]:
     """The file name of every case in a batch, decollated or not; where it has none, its number."""
-    if isinstance(batch, (tuple, list)) and batch and isinstance(batch[0], dict):
-        files = [getattr(item.get(image_key), "meta", {}).get("filename_or_obj") for item in batch]
+    if isinstance(batch, (tuple, list)) and batch and isinstance(batch[0], (dict, tuple, list)):
+        images = [item.get(image_key) if isinstance(item, dict) else item[0] for item in batch]
+        files = [getattr(image, "meta", {}).get("filename_or_obj") for image in images]
     else:
         image = batch[image_key] if isinstance(batch, dict) else batch[0]
         files = getattr(image, "meta", {}).get("filename_or_obj") or [None] * len(image)
         files = [files] if isinstance(files, str) else files
     return [str(start + i) if not file else Path(str(file)).name for i, file in enumerate(files)]
+
+
+def _described(batch: Any) -> str:
+    return f"the keys {sorted(map(str, batch))}" if isinstance(batch, dict) else f"a {type(batch).__name__}"
 
 
 def _plain(image: torch.Tensor) -> torch.Tensor:

@@ -77,8 +77,8 @@ def overlay(
 
 
 def _slice(image: torch.Tensor, index: int | None) -> Any:
-    """A slice as it hangs on a viewing box: the image's first axis to the right, its second downwards."""
-    return np.rot90((image if index is None else image[..., index]).cpu().numpy())
+    """Rows and columns to draw: a volume's second axis upwards (RAS: patient's left on the left), a photograph's down."""
+    return image.cpu().numpy().T if index is None else np.rot90(image[..., index].cpu().numpy())
 
 
 def _paint(axis: Any, classes: Any) -> None:

@@ -55,7 +55,7 @@ TASKS = ("classification", "multilabel", "segmentation")
 def test_contract(name: str, rank: int, task: str, clause: str) -> None:
     make = ATTACKS[name]
     if clause == "verdict_can_be_recomputed" and "targeted" in name:
-        pytest.skip("success of a targeted attack is recomputed in test_criteria.py")
+        pytest.skip("success of a targeted attack is recomputed in test_parts.py")
     contract.CHECKS[clause](contract.Case(make, rank, task))
 
 
