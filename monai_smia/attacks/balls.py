@@ -70,7 +70,9 @@ def sample_ball(
         return torch.rand(shape, generator=generator, dtype=like.dtype, device=generator.device).to(like.device)
 
     if norm == math.inf:
-        noise = uniform(like.shape) * (2 * radius) - radius
+        # one rounding, as torch's own uniform_ has, so that the bits are those of the peers that call it
+        width = torch.as_tensor(radius, dtype=like.dtype, device=like.device)
+        noise = torch.addcmul(-width, uniform(like.shape), 2 * width)
         return noise if where is None else noise * where
     if norm == 2:
         noise = torch.randn(like.shape, generator=generator, dtype=like.dtype, device=generator.device).to(like.device)

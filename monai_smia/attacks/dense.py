@@ -74,7 +74,8 @@ class SegPGDObjective(WeightedVoxels):
     """Weight ``1 - l_t`` on voxels that still hold out and ``l_t`` on those that fell, with ``l_t = t / 2T``."""
 
     def weight(self, log_p: torch.Tensor, index: torch.Tensor, trial: Trial) -> torch.Tensor:
-        fallen = (log_p.argmax(1) == index) if self.targeted else (log_p.argmax(1) != index)
+        reached = log_p.max(1).indices == index
+        fallen = reached if self.targeted else ~reached
         share = trial.progress / 2
         return torch.where(fallen, share, 1 - share)
 
