@@ -28,6 +28,9 @@ def frozen(network: Callable[..., Any]) -> Iterator[None]:
     Args:
         network: a network, or any callable.
 
+    Raises:
+        ValueError: when its parameters were made under ``inference_mode``: nothing can be differentiated through them.
+
     Example:
         >>> net = torch.nn.Sequential(torch.nn.Conv2d(1, 1, 3), torch.nn.BatchNorm2d(1)).train()
         >>> with frozen(net):
@@ -39,6 +42,8 @@ def frozen(network: Callable[..., Any]) -> Iterator[None]:
     if not isinstance(network, nn.Module):
         yield
         return
+    if any(parameter.is_inference() for parameter in network.parameters()):
+        raise ValueError("network: expected parameters that autograd can use; they were made under inference_mode")
     modes = [(module, module.training) for module in network.modules()]
     flags = [parameter for parameter in network.parameters() if parameter.requires_grad]
     buffers = [

@@ -32,7 +32,9 @@ def attack_grid(
         shared: arguments of every attack that has them (`GaussianNoise` has no ``steps``).
 
     Raises:
-        ValueError: for a name that is no attack, or an option for an attack that is not in `names`.
+        TypeError: for a shared argument that no attack has.
+        ValueError: for a name that is no attack, an option for an attack that is not in `names`, or two entries of the
+            same name.
 
     Example:
         >>> import torch
@@ -45,22 +47,33 @@ def attack_grid(
     stray = set(options) - set(names)
     if stray:
         raise ValueError(f"options: expected only names among {list(names)}; got {sorted(stray)}")
+    known = _known()
+    unknown = set(shared) - {field for fields in known.values() for field in fields}
+    if unknown:
+        raise TypeError(f"shared: expected arguments of attacks; no attack has {sorted(unknown)}")
     if intensity is not None:
         shared = {"bounds": intensity.bounds, **shared}
     grid: dict[str, Attack] = {}
     for name in names:
-        kind: Any = getattr(monai_smia.attacks, name, None)
-        if not _is_attack(kind):
-            known = [key for key in monai_smia.attacks.__all__ if _is_attack(getattr(monai_smia.attacks, key))]
-            raise ValueError(f"names: expected names among {known}; got {name!r}")
-        fields = {field.name for field in dataclasses.fields(kind)}
-        arguments = {key: value for key, value in shared.items() if key in fields} | dict(options.get(name, {}))
+        if name not in known:
+            raise ValueError(f"names: expected names among {sorted(known)}; got {name!r}")
+        kind: Any = getattr(monai_smia.attacks, name)
+        arguments = {key: value for key, value in shared.items() if key in known[name]} | dict(options.get(name, {}))
         for size in eps:
             unit = "" if intensity is None else intensity.unit
             network_eps = size if intensity is None else intensity.to_network(size)
-            grid[f"{name}_{size:g}{unit}"] = kind(loss_function, eps=network_eps, **arguments)
+            key = f"{name}_{size:g}{unit}"
+            if key in grid:
+                raise ValueError(f"names, eps: expected each once; got {key!r} twice")
+            grid[key] = kind(loss_function, eps=network_eps, **arguments)
     return grid
 
 
-def _is_attack(value: Any) -> bool:
-    return isinstance(value, type) and issubclass(value, Attack) and not getattr(value, "__abstractmethods__", None)
+def _known() -> dict[str, set[str]]:
+    """The arguments of every attack that can be built."""
+    kinds = {name: getattr(monai_smia.attacks, name) for name in monai_smia.attacks.__all__}
+    return {
+        name: {field.name for field in dataclasses.fields(kind)}
+        for name, kind in kinds.items()
+        if isinstance(kind, type) and issubclass(kind, Attack) and not getattr(kind, "__abstractmethods__", None)
+    }

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -81,7 +81,7 @@ class AttackEvaluator(SupervisedEvaluator):
         self.mask_key = mask_key
         self.seed = seed
         self.progress = progress
-        self._copies: dict[str, list[Metric]] = {name: [] for name in self.attacks}
+        self._updates: dict[str, list[Callable[[Any], None]]] = {name: [] for name in self.attacks}
         self._metric_names: list[str] = []
         self._recorder = CaseRecorder(image_key, intensity)
         self._generators = {name: torch.Generator() for name in self.attacks}
@@ -94,6 +94,11 @@ class AttackEvaluator(SupervisedEvaluator):
         self.add_event_handler(Events.ITERATION_STARTED, self._keep_batch)
         self.add_event_handler(Events.ITERATION_COMPLETED, self._attack_all)
         self.add_event_handler(Events.COMPLETED, self._finish)
+
+    def run(self, global_epoch: int = 1) -> None:
+        """Evaluate, as `SupervisedEvaluator` does; also again after a run that failed."""
+        self._internal_run_generator = None  # of a run that failed: ignite would go on with it, and do nothing
+        super().run(global_epoch)
 
     def report(self) -> RobustnessReport:
         """Clean and adversarial metrics of the last run, aggregated and case by case."""
@@ -109,12 +114,14 @@ class AttackEvaluator(SupervisedEvaluator):
         copies = {attack: copy.deepcopy(metrics) for attack in self.attacks}  # before they know this engine
         super()._register_metrics(k_metric, add_metrics)
         self._metric_names = list(metrics)
+        # updated by the attack's own iteration, not by the clean one; a metric made of others hangs its parts there
+        updates = self._event_handlers[Events.ITERATION_COMPLETED]
+        clean = len(updates)
         for attack, own in copies.items():
             for name, metric in own.items():
                 metric.attach(self, f"{attack}_{name}")
-                # updated by the attack's own iteration, not by the clean one
-                self.remove_event_handler(metric.iteration_completed, Events.ITERATION_COMPLETED)
-                self._copies[attack].append(metric)
+            self._updates[attack] = [update for update, _, _ in updates[clean:]]
+            del updates[clean:]
 
     def _start(self, engine: Any) -> None:
         self._recorder.reset()
@@ -131,6 +138,7 @@ class AttackEvaluator(SupervisedEvaluator):
     def _attack_all(self, engine: Any) -> None:
         clean_batch, clean_output = self.state.batch, self.state.output
         self.state.clean_output = clean_output
+        self.state.first_case = len(self._recorder.names)
         self._recorder.begin_batch(clean_batch)
         try:
             for name in self.attacks:
@@ -155,8 +163,8 @@ class AttackEvaluator(SupervisedEvaluator):
         clean = self._raw[self.image_key] if isinstance(self._raw, dict) else self._raw[0]
         self.state.batch = batch
         self.state.output = self._process_function(self, batch)
-        for metric in self._copies[name]:
-            metric.iteration_completed(self)
+        for update in self._updates[name]:
+            update(self)
         self._recorder.add(name, clean, result)
         self.state.attack_name, self.state.attack_result = name, result
         self.fire_event(AttackEvents.ATTACK_COMPLETED)
@@ -168,7 +176,7 @@ class AttackEvaluator(SupervisedEvaluator):
 
 def _refuse_savers(postprocessing: Any) -> None:
     """Adversarial predictions would be written over the clean ones."""
-    transforms = postprocessing.transforms if isinstance(postprocessing, Compose) else [postprocessing]
+    transforms = postprocessing.flatten().transforms if isinstance(postprocessing, Compose) else [postprocessing]
     for transform in transforms:
         if isinstance(transform, (SaveImage, SaveImaged)):
             raise ValueError(

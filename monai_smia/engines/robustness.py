@@ -61,16 +61,18 @@ def evaluate_robustness(
     recorder = CaseRecorder(image_key, intensity)
     metrics, details, kept = {}, {}, {}
     total = (len(named) + 1) * (evaluator.state.epoch_length or 0)
-    with tqdm(total=total or None, desc="robustness", disable=not progress) as bar:
-        for run in (CLEAN, *named):
-            bar.set_postfix_str(run)
-            _run(evaluator, run, named.get(run), recorder, bar, image_key, label_key, mask_key, seed)
-            metrics[run] = dict(evaluator.state.metrics)
-            details[run] = copy.copy(evaluator.state.metric_details)
-            if run == CLEAN:
-                kept = {name: copy.copy(getattr(evaluator.state, name)) for name in _KEPT}
-    for name, value in kept.items():
-        setattr(evaluator.state, name, value)
+    try:
+        with tqdm(total=total or None, desc="robustness", disable=not progress) as bar:
+            for run in (CLEAN, *named):
+                bar.set_postfix_str(run)
+                _run(evaluator, run, named.get(run), recorder, bar, image_key, label_key, mask_key, seed)
+                metrics[run] = dict(evaluator.state.metrics)
+                details[run] = copy.copy(evaluator.state.metric_details)
+                if run == CLEAN:
+                    kept = {name: copy.copy(getattr(evaluator.state, name)) for name in _KEPT}
+    finally:
+        for name, value in kept.items():
+            setattr(evaluator.state, name, value)
     return recorder.report(metrics, details, named)
 
 
@@ -106,6 +108,7 @@ def _run(
     if handler is not None:
         handler.attach(evaluator)
     evaluator.add_event_handler(Events.ITERATION_COMPLETED, record)
+    evaluator._internal_run_generator = None  # of a run that failed: ignite would go on with it, and do nothing
     try:
         evaluator.run()
     finally:

@@ -57,9 +57,7 @@ def attack_batch(
     if targets is None:
         raise ValueError(f"label_key: an attack needs labels; the batch has none under {label_key!r}")
     if not (
-        isinstance(inputs, torch.Tensor)
-        and inputs.shape == original.shape
-        and torch.equal(_plain(inputs), _plain(original).to(inputs.device, inputs.dtype))
+        isinstance(inputs, torch.Tensor) and inputs.shape == original.shape and _same(_plain(inputs), _plain(original))
     ):
         raise ValueError(
             f"image_key: the engine's prepare_batch does not hand batch[{image_key!r}] to the network as it is; "
@@ -121,6 +119,11 @@ def _described(batch: Any) -> str:
 
 def _plain(image: torch.Tensor) -> torch.Tensor:
     return image.as_tensor() if isinstance(image, MetaTensor) else image
+
+
+def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Equal values; NaN equals NaN, and is left for the attack to refuse."""
+    return bool(torch.isclose(one, other.to(one), rtol=0, atol=0, equal_nan=True).all())
 
 
 def _take_image(image: torch.Tensor, index: torch.Tensor) -> torch.Tensor:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from monai_smia.handlers.batch import CLEAN_SUFFIX, case_names
 from monai_smia.intensity import IntensityScale
 from monai_smia.reports.figures import overlay
 from monai_smia.reports.files import write_whole
+
+SUFFIXES = re.compile(r"(\.[A-Za-z]\w*){1,2}$")  # .png, .nii.gz; not the last number of a DICOM UID
 
 
 class OverlaySaver:
@@ -57,11 +60,11 @@ class OverlaySaver:
     def __call__(self, engine: Any) -> None:
         """Draw the cases of this batch."""
         state = engine.state
-        first = (state.iteration - 1) * len(state.batch)
-        for i, (item, output, clean) in enumerate(zip(state.batch, state.output, state.clean_output, strict=True)):
-            if self.max_cases is not None and first + i >= self.max_cases:
+        cases = zip(state.batch, state.output, state.clean_output, strict=True)
+        for number, (item, output, clean) in enumerate(cases, start=state.first_case):
+            if self.max_cases is not None and number >= self.max_cases:
                 return
-            name = case_names([item], self.image_key, start=first + i)[0].split(".")[0]
+            name = SUFFIXES.sub("", case_names([item], self.image_key, start=number)[0])
             picture = overlay(
                 self._physical(item[self.image_key + CLEAN_SUFFIX]),
                 self._physical(item[self.image_key]),

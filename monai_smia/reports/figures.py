@@ -77,7 +77,7 @@ def overlay(
 
 
 def _slice(image: torch.Tensor, index: int | None) -> Any:
-    """Rows and columns to draw: a volume's second axis upwards (RAS: patient's left on the left), a photograph's down."""
+    """Rows and columns to draw; a volume's second axis goes up (in RAS the patient's left is on the left)."""
     return image.cpu().numpy().T if index is None else np.rot90(image[..., index].cpu().numpy())
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,12 +78,9 @@ class RobustnessReport:
         return "\n".join(lines)
 
     def to_json(self, path: str | Path | None = None, *, overwrite: bool = False) -> str:
-        """Everything as JSON text, also written to `path` where one is given."""
-        text = json.dumps(
-            {"metrics": self.metrics, "attacks": self.attacks, "unit": self.unit, "cases": list(self.cases)},
-            indent=2,
-            default=_plain,
-        )
+        """Everything as JSON text, null for what is not finite; also written to `path` where one is given."""
+        content = {"metrics": self.metrics, "attacks": self.attacks, "unit": self.unit, "cases": self.cases}
+        text = json.dumps(_plain(content), indent=2, allow_nan=False)
         if path is not None:
             write_whole(path, text + "\n", overwrite)
         return text
@@ -127,5 +125,12 @@ def _shown(name: str, value: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Numbers and lists out of tensors and arrays."""
-    return value.tolist() if hasattr(value, "tolist") else str(value)
+    """What JSON can hold: tensors and arrays as lists, NaN and infinity as nothing."""
+    value = value.tolist() if hasattr(value, "tolist") else value
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)

@@ -160,6 +160,15 @@ def test_target_that_does_not_fit(attack, message):
         attack(loss, eps=0.1)(network, IMAGE, target)
 
 
+def test_network_made_under_inference_mode():
+    with torch.inference_mode():
+        network = networks.tiny_network(2, dense=False)
+    flags = [parameter.requires_grad for parameter in network.parameters()]
+    with pytest.raises(ValueError, match="network: .*inference_mode"):
+        BIM(LOSS, eps=0.1)(network, IMAGE, TARGET)
+    assert flags == [parameter.requires_grad for parameter in network.parameters()]
+
+
 def test_regression_needs_a_criterion():
     network, target = networks.tiny_network(2, dense=False, outputs=1), torch.rand(2, 1)
     with pytest.raises(ValueError, match="criterion: success of a regression"):
