@@ -9,8 +9,8 @@ TORCH ?= torch==2.13.0
 TORCHVISION ?= torchvision==0.28.0
 
 BUNDLE            := bundles/lung_ct_segmentation
-QUICKSTART_ARGS   ?= --attack_names "['SMIA','PGD','GaussianNoise']" --eps_hu "[5,20]"
-QUICKSTART_OUTPUT ?= $(BUNDLE)/eval
+QUICKSTART_ARGS   ?= --attack_names "['SMIA','PGD','GaussianNoise']" --eps_hu "[5,20,50]"
+QUICKSTART_OUTPUT ?= $(BUNDLE)/eval/robustness
 PYTEST_ARGS       ?= -n auto
 BENCH_ARGS        ?=
 

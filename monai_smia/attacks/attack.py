@@ -53,7 +53,8 @@ class Verdict:
     def better_of(self, other: Verdict, targeted: bool) -> Verdict:
         """Per sample the one that succeeds; among equals the one with the higher loss (lower where targeted)."""
         gain = (self.loss - other.loss) if targeted else (other.loss - self.loss)
-        swap = (other.success & ~self.success) | ((other.success == self.success) & (gain > 0))
+        gains = (gain > 0) | (self.loss.isnan() & ~other.loss.isnan())
+        swap = (other.success & ~self.success) | ((other.success == self.success) & gains)
         wide = swap.reshape(-1, *[1] * (self.adversarial.ndim - 1))
         return Verdict(
             torch.where(wide, other.adversarial, self.adversarial),
@@ -141,6 +142,8 @@ class Attack(ABC):
             network: any callable from image to prediction. An `nn.Module` is frozen for the call (evaluation mode, no
                 parameter gradients) and restored exactly, also after an exception.
             image: ``BCHW[D]``, floating, in the network's input units; a tensor or `MetaTensor`. It is not changed.
+                One in half precision is attacked in single precision; rounding the result may pass eps or a bound by
+                its last bit.
             target: labels as MONAI's loaders give them: ``(B,)``, ``(B, 1, H, W[, D])`` or one-hot.
             inferer: a MONAI inferer, ``inferer(inputs, network)``; ``None`` calls the network.
             mask: where the image may change, broadcasts against ``BCHW[D]``, zeros and ones; ``None`` for everywhere.
@@ -186,19 +189,21 @@ class Attack(ABC):
     ) -> AttackResult:
         image, recipe = setting.image, self.compose(setting)
         clean: list[Any] = []
+        activation = getattr(self, "activation", "auto")
+
+        def succeeds(prediction: Any) -> Criterion:
+            return self.criterion or default_criterion(self.loss_function, prediction, self.targeted, activation)
 
         def check(prediction: Any) -> None:
-            checks.check_target(self.loss_function, prediction, target)
-            if self.criterion is None:
-                default_criterion(self.loss_function, prediction, self.targeted)
+            checks.check_target(self.loss_function, prediction, target, activation)
+            succeeds(prediction)
 
         def losses(prediction: Any) -> torch.Tensor:
             with torch.no_grad():
                 return per_sample(self.loss_function, prediction, target, len(image))
 
         def judged(adversarial: torch.Tensor, prediction: Any) -> Verdict:
-            criterion = self.criterion or default_criterion(self.loss_function, prediction, self.targeted)
-            return Verdict(adversarial, losses(prediction), criterion(prediction, target))
+            return Verdict(adversarial, losses(prediction), succeeds(prediction)(prediction, target))
 
         query = Query(network, inferer, checks.as_amp(self.amp), dtype, check)
         best = None

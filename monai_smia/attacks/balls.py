@@ -10,6 +10,11 @@ import torch
 NORMS = (math.inf, 2.0, 1.0)
 
 
+def grouped(image: torch.Tensor, per_channel: bool) -> torch.Tensor:
+    """The vectors that norms are taken of: ``(B, C, N)`` where every channel is one, else ``(B, 1, C * N)``."""
+    return image.flatten(2) if per_channel else image.flatten(1).unsqueeze(1)
+
+
 def clamp(value: torch.Tensor, low: torch.Tensor | float, high: torch.Tensor | float) -> torch.Tensor:
     """`torch.clamp` between numbers or tensors."""
     return torch.clamp(value, low, high)  # type: ignore[arg-type]  # torch types no mix of both
@@ -62,7 +67,7 @@ def sample_ball(
         like: shape, dtype and device of the result; the last axis is the vector.
         radius: as for `project_ball`.
         norm: ``inf``, 2 or 1.
-        generator: drawn on its own device, so that one seed means the same on a CPU and on a GPU.
+        generator: drawn on its own device: one on the CPU gives the same numbers for an image on a GPU.
         where: boolean, broadcasts against `like`.
     """
 

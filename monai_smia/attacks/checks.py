@@ -171,11 +171,13 @@ def fit_bounds(bounds: tuple[Numbers, Numbers] | None, image: torch.Tensor) -> t
 
 def check_batch(name: str, value: Any, image: torch.Tensor) -> None:
     """The batch axis of a target agrees with the image's."""
+    if isinstance(value, torch.Tensor) and value.ndim == 0:
+        raise ValueError(f"{name}: expected {len(image)} samples, as the image has; got a single number without axes")
     if isinstance(value, (torch.Tensor, tuple, list)) and len(value) != len(image):
         raise ValueError(f"{name}: expected {len(image)} samples, as the image has; got {len(value)}")
 
 
-def check_target(loss_function: LossFunction, prediction: Any, target: Any) -> None:
+def check_target(loss_function: LossFunction, prediction: Any, target: Any, activation: str = "auto") -> None:
     """Labels that fit the prediction, for the classification and segmentation losses of torch and MONAI.
 
     Raises:
@@ -186,7 +188,8 @@ def check_target(loss_function: LossFunction, prediction: Any, target: Any) -> N
     if not known or not isinstance(target, torch.Tensor) or is_regression(loss_function):
         return
     output = main_output(prediction)
-    activation = infer_activation(loss_function, output.shape[1])
+    if activation == "auto":
+        activation = infer_activation(loss_function, output.shape[1])
     if activation != "softmax" or target.shape == output.shape:
         labels(target, output, activation)
         return

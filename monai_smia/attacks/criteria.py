@@ -102,7 +102,9 @@ class Not(Criterion):
         return ~self.criterion(prediction, target)
 
 
-def default_criterion(loss_function: LossFunction, prediction: Any, targeted: bool) -> Criterion:
+def default_criterion(
+    loss_function: LossFunction, prediction: Any, targeted: bool, activation: str = "auto"
+) -> Criterion:
     """The criterion where none is given: a wrong decision for classifiers, mean Dice under 0.5 for dense outputs.
 
     A targeted attack succeeds on the opposite, with respect to its own target.
@@ -114,7 +116,8 @@ def default_criterion(loss_function: LossFunction, prediction: Any, targeted: bo
     if is_regression(loss_function):
         raise ValueError("criterion: success of a regression is for you to define; expected a Criterion, got None")
     output = main_output(prediction)
-    activation = infer_activation(loss_function, output.shape[1])
+    if activation == "auto":
+        activation = infer_activation(loss_function, output.shape[1])
     criterion: Criterion = Misclassification(activation)
     if output.ndim > 2:
         criterion = DiceBelow(activation=activation, ignore_index=ignore_index(loss_function))

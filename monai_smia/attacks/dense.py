@@ -104,7 +104,7 @@ class _DenseAttack(GradientAttack):
         """What is increased."""
 
     def compose(self, setting: Setting) -> Recipe:
-        step = Chain([steepest(setting.threat.norm), Scale(self.stride(setting))])
+        step = Chain([steepest(setting.threat.norm, setting.threat.per_channel), Scale(self.stride(setting))])
         return Recipe(self.objective(), step, self.steps)
 
 

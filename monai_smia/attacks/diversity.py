@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from monai_smia.attacks.nested import map_tensors
 from monai_smia.attacks.threat_models import Size
 
 
@@ -34,9 +35,10 @@ class View:
 
     def undo(self, prediction: Any) -> Any:
         """A dense prediction on the grid of the image that was viewed; a prediction without spatial axes as it is."""
-        if isinstance(prediction, (tuple, list)):
-            return type(prediction)(self.undo(item) for item in prediction)
-        if not isinstance(prediction, torch.Tensor) or prediction.ndim != self.offset.shape[1] + 2:
+        return map_tensors(prediction, self._undo)
+
+    def _undo(self, prediction: torch.Tensor) -> torch.Tensor:
+        if prediction.ndim != self.offset.shape[1] + 2:
             return prediction
         back = _affine(prediction, self.scale, self.offset * (1 - self.scale)[:, None])
         return torch.where(self._untouched(prediction), prediction, back)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from monai_smia.attacks.diversity import RandomResize
-from monai_smia.attacks.steps import Chain, Momentum, Normalize
+from monai_smia.attacks.steps import Chain, Momentum, Restrict, Step
 from monai_smia.attacks.threat_models import Size
 
 Ask = Callable[..., tuple[torch.Tensor, Any]]
@@ -43,27 +43,32 @@ class AtIterate(Gradient):
 class LookAhead(Gradient):
     r"""Nesterov: the gradient where momentum would carry the iterate, already accumulated.
 
-    .. math:: g_{t+1} = \mu g_t + \frac{\nabla J(x_t + \alpha \mu g_t)}{\operatorname{mean}|\nabla J|}
+    .. math:: g_{t+1} = \mu g_t + \frac{\nabla J(x_t + \alpha \mu g_t)}{\|\nabla J\|}
 
     Args:
         decay: :math:`\mu`.
         step_size: :math:`\alpha`, in network input units.
+        unit: divides a gradient by its norm.
+        restrict: zeroes what the mask forbids to change.
     """
 
     decay: float
     step_size: Size
+    unit: Step
+    restrict: Callable[[torch.Tensor], torch.Tensor]
 
     @property
-    def _momentum(self) -> Chain:
-        return Chain([Normalize(1, mean=True), Momentum(self.decay)])
+    def accumulate(self) -> Chain:
+        """From a gradient to the momentum."""
+        return Chain([Restrict(self.restrict), self.unit, Momentum(self.decay)])
 
     def init(self, z: torch.Tensor) -> Any:
-        return torch.zeros_like(z), self._momentum.init(z)
+        return torch.zeros_like(z), self.accumulate.init(z)
 
     def update(self, ask: Ask, adversarial: torch.Tensor, state: Any) -> tuple[torch.Tensor, Any, Any]:
         momentum, inner = state
         gradient, _ = ask(adversarial + self.step_size * self.decay * momentum)
-        momentum, inner = self._momentum.update(gradient, inner)
+        momentum, inner = self.accumulate.update(gradient, inner)
         return momentum, None, (momentum, inner)
 
 
@@ -72,19 +77,15 @@ class VarianceTuned(Gradient):
     r"""The gradient at the iterate, corrected by how the last one differed from the mean of its neighbourhood.
 
     .. math:: \hat g_t = \nabla J(x_t) + v_t, \qquad
-              v_{t+1} = \frac{1}{N} \sum_{i=1}^{N} \nabla J(x_t + r_i) - \nabla J(x_t), \quad r_i \sim U(-\rho, \rho)
+              v_{t+1} = \frac{1}{N} \sum_{i=1}^{N} \nabla J(x_t + r_i) - \nabla J(x_t)
 
     Args:
-        radius: :math:`\rho`, in network input units.
         neighbours: N.
-        restrict: zeroes what the mask forbids to change.
-        generator: source of the neighbours.
+        draw: a random :math:`r_i` for an image, ``BCHW[D]``.
     """
 
-    radius: Size
     neighbours: int
-    restrict: Callable[[torch.Tensor], torch.Tensor]
-    generator: torch.Generator
+    draw: Callable[[torch.Tensor], torch.Tensor]
 
     def init(self, z: torch.Tensor) -> torch.Tensor:
         return torch.zeros_like(z)
@@ -93,10 +94,7 @@ class VarianceTuned(Gradient):
         gradient, prediction = ask(adversarial)
         total = torch.zeros_like(gradient)
         for _ in range(self.neighbours):
-            noise = torch.rand(
-                gradient.shape, generator=self.generator, dtype=gradient.dtype, device=self.generator.device
-            ).to(gradient.device)
-            total = total + ask(adversarial + self.restrict((2 * noise - 1) * self.radius))[0]
+            total = total + ask(adversarial + self.draw(adversarial))[0]
         return gradient + state, prediction, total / self.neighbours - gradient
 
 

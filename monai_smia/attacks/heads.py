@@ -28,14 +28,12 @@ _REGRESSION_FUNCTIONS = (F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss)
 
 
 def core_loss(loss_function: LossFunction) -> LossFunction:
-    """The loss that decides, inside `functools.partial`, MONAI's compound losses and its deep supervision."""
+    """The loss that decides, inside `functools.partial` and inside MONAI's wrappers (deep supervision, masks)."""
     if isinstance(loss_function, functools.partial):
         return core_loss(loss_function.func)
-    if isinstance(loss_function, nn.Module):
-        for name in ("dice", "loss"):
-            inner = getattr(loss_function, name, None)
-            if isinstance(inner, nn.Module):
-                return core_loss(inner)
+    inner = getattr(loss_function, "loss", None)
+    if type(loss_function).__module__.startswith("monai.") and callable(inner):
+        return core_loss(inner)
     return loss_function
 
 
@@ -59,8 +57,16 @@ def is_regression(loss_function: LossFunction) -> bool:
 
 def ignore_index(loss_function: LossFunction) -> int | None:
     """The label value that the loss leaves out, as torch's cross-entropy does; ``None`` where it has none."""
-    value = getattr(core_loss(loss_function), "ignore_index", None)
-    return value if isinstance(value, int) else None
+    if isinstance(loss_function, functools.partial) and "ignore_index" in loss_function.keywords:
+        return int(loss_function.keywords["ignore_index"])
+    core = core_loss(loss_function)
+    if core in (F.cross_entropy, F.nll_loss):
+        return -100  # their default
+    for loss in (core, getattr(core, "dice", None)):
+        value = getattr(loss, "ignore_index", None)
+        if isinstance(value, int):
+            return value
+    return None
 
 
 def infer_activation(loss_function: LossFunction, channels: int) -> str:
@@ -72,17 +78,28 @@ def infer_activation(loss_function: LossFunction, channels: int) -> str:
             softmax.
 
     Returns:
-        ``"softmax"``, ``"sigmoid"``, or ``"none"`` where the loss takes probabilities.
+        ``"softmax"``, ``"sigmoid"``, or ``"none"`` where the loss takes probabilities, as `DiceLoss` without a flag
+        does.
     """
     core = core_loss(loss_function)
     if isinstance(core, nn.BCELoss) or core is F.binary_cross_entropy:
         return "none"
-    if isinstance(core, _SIGMOID) or core in _SIGMOID_FUNCTIONS or getattr(core, "sigmoid", False) is True:
+    if isinstance(core, _SIGMOID) or core in _SIGMOID_FUNCTIONS:
         return "sigmoid"
-    if takes_indices(loss_function) or getattr(core, "softmax", False) is True:
+    if takes_indices(loss_function):
         return "softmax"
-    if isinstance(core, FocalLoss):
-        return "softmax" if core.use_softmax else "sigmoid"
+    parts = list(core.modules()) if isinstance(core, nn.Module) else []
+    own = [part for part in parts if type(part).__module__.startswith("monai.")]
+    for name in ("sigmoid", "softmax"):
+        if any(getattr(part, flag, False) is True for part in own for flag in (name, f"pre_{name}")):
+            return name
+    for part in own:
+        if isinstance(part, FocalLoss):
+            return "softmax" if part.use_softmax else "sigmoid"
+    logits = any(isinstance(part, (*_SOFTMAX, *_SIGMOID)) for part in parts)
+    flagged = any(hasattr(part, "softmax") and getattr(part, "other_act", None) is None for part in own)
+    if flagged and not logits:
+        return "none"
     return "sigmoid" if channels == 1 else "softmax"
 
 

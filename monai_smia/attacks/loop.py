@@ -59,7 +59,15 @@ def ascend(
     for t in range(recipe.steps):
         adversarial = threat.apply(image, z)
         trial = Trial(
-            image, adversarial, t, recipe.steps, previous, update, query.predict, lambda x: threat.project(image, x)
+            image=image,
+            adversarial=adversarial,
+            step=t,
+            steps=recipe.steps,
+            previous=previous,
+            update=update,
+            predict=query.predict,
+            project=lambda x: threat.project(image, x),
+            restrict=threat.restrict,
         )
 
         def ask(at: torch.Tensor, view: Any = None, trial: Trial = trial) -> tuple[torch.Tensor, Any]:

@@ -10,17 +10,7 @@ import torch
 from torch import nn
 
 from monai_smia.attacks.heads import LossFunction, main_output, takes_indices, takes_probabilities
-
-
-def slice_sample(value: Any, index: int) -> Any:
-    """Sample `index` of a batch, still with its batch axis, in any nesting of tuples, lists and dictionaries."""
-    if isinstance(value, torch.Tensor):
-        return value[index : index + 1]
-    if isinstance(value, dict):
-        return {key: slice_sample(item, index) for key, item in value.items()}
-    if isinstance(value, (tuple, list)):
-        return type(value)(slice_sample(item, index) for item in value)
-    return value
+from monai_smia.attacks.nested import slice_sample
 
 
 def check_loss(loss_function: LossFunction) -> None:
@@ -80,13 +70,22 @@ def per_sample(loss_function: LossFunction, prediction: Any, target: Any, batch:
     Returns:
         ``(batch,)``, differentiable.
 
+    Raises:
+        ValueError: when the loss refuses this target for this prediction; both shapes are named.
+
     Example:
         >>> loss = per_sample(torch.nn.CrossEntropyLoss(), torch.zeros(2, 4), torch.tensor([0, 1]), 2)
         >>> [round(value, 4) for value in loss.tolist()]
         [1.3863, 1.3863]
     """
     target = fit_target(loss_function, prediction, target)
-    values = [loss_function(slice_sample(prediction, i), slice_sample(target, i)) for i in range(batch)]
+    try:
+        values = [loss_function(slice_sample(prediction, i), slice_sample(target, i)) for i in range(batch)]
+    except (ValueError, AssertionError, IndexError) as error:
+        shapes = [tuple(x.shape) if isinstance(x, torch.Tensor) else type(x).__name__ for x in (prediction, target)]
+        raise ValueError(
+            f"target: {loss_function!r} refuses a prediction {shapes[0]} with a target {shapes[1]}: {error}"
+        ) from error
     for value in values:
         if not isinstance(value, torch.Tensor):
             raise TypeError(f"loss_function: expected a tensor from it; got {type(value).__name__}")

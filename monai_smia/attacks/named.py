@@ -13,7 +13,9 @@ the one percent largest components divided by their number.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -24,12 +26,13 @@ from monai_smia.attacks.gradients import AtIterate, Diverse, Gradient, LookAhead
 from monai_smia.attacks.loop import Recipe
 from monai_smia.attacks.objectives import Deviation
 from monai_smia.attacks.smoothing import Gaussian
-from monai_smia.attacks.steps import Chain, Momentum, Normalize, Scale, Smooth, Step, steepest
+from monai_smia.attacks.steps import Chain, Momentum, Normalize, Restrict, Scale, Smooth, Step, steepest
 
 
 def plain_recipe(attack: GradientAttack, setting: Setting, *parts: Step, gradient: Gradient | None = None) -> Recipe:
     """The loss's gradient, through `parts`, then the steepest step."""
-    step = Chain([*parts, steepest(setting.threat.norm), Scale(attack.stride(setting))])
+    last = steepest(setting.threat.norm, setting.threat.per_channel)
+    step = Chain([*parts, last, Scale(attack.stride(setting))])
     return Recipe(Deviation(attack.loss_function, attack.targeted), step, attack.steps, gradient or AtIterate())
 
 
@@ -75,7 +78,7 @@ class FGSM(Attack):
         size = setting.threat.eps
         if self.step_size is not None:
             size = checks.spread("step_size", self.step_size, setting.image)
-        step = Chain([steepest(setting.threat.norm), Scale(size)])
+        step = Chain([steepest(setting.threat.norm, setting.threat.per_channel), Scale(size)])
         return Recipe(Deviation(self.loss_function, self.targeted), step, steps=1)
 
 
@@ -134,7 +137,7 @@ class MIFGSM(GradientAttack):
 
     Reference: Dong et al., "Boosting adversarial attacks with momentum", CVPR 2018, https://arxiv.org/abs/1710.06081.
     Deviations: divides by the mean magnitude of each sample, as the published codes do, where the paper writes its L1
-    norm; the two differ by a constant factor, which no step of ours sees.
+    norm; the two differ by a constant factor, which the sign does not see.
     """
 
     decay: float = 1.0
@@ -155,13 +158,17 @@ class NIFGSM(GradientAttack):
         decay: :math:`\mu`; 0 gives BIM.
 
     Reference: Lin et al., "Nesterov accelerated gradient and scale invariance for adversarial attacks", ICLR 2020,
-    https://arxiv.org/abs/1908.06281. Deviations: normalises by the mean magnitude, see `MIFGSM`.
+    https://arxiv.org/abs/1908.06281. Deviations: normalises by the mean magnitude, as published codes do (the paper
+    writes the L1 norm, for which the look-ahead would vanish); for L2 and L1 budgets by the gradient's norm in them.
     """
 
     decay: float = 1.0
 
     def compose(self, setting: Setting) -> Recipe:
-        return plain_recipe(self, setting, gradient=LookAhead(self.decay, self.stride(setting)))
+        norm = setting.threat.norm
+        unit = Normalize(1, mean=True) if norm == math.inf else Normalize(norm)
+        gradient = LookAhead(self.decay, self.stride(setting), unit, setting.threat.restrict)
+        return plain_recipe(self, setting, gradient=gradient)
 
 
 @dataclass(frozen=True, repr=False, eq=False, kw_only=True)
@@ -170,7 +177,7 @@ class VMIFGSM(GradientAttack):
 
     .. math:: \hat g_t = \nabla_x J(f(x_t), y) + v_t, \qquad
               v_{t+1} = \frac{1}{N} \sum_{i=1}^{N} \nabla_x J(f(x_t + r_i), y) - \nabla_x J(f(x_t), y), \qquad
-              r_i \sim U(-\beta \varepsilon, \beta \varepsilon)
+              r_i \sim U(B_{\beta \varepsilon})
 
     Args:
         decay: momentum.
@@ -190,8 +197,8 @@ class VMIFGSM(GradientAttack):
         checks.as_count("neighbours", self.neighbours)
 
     def compose(self, setting: Setting) -> Recipe:
-        threat = setting.threat
-        gradient = VarianceTuned(self.beta * threat.eps, self.neighbours, threat.restrict, setting.generator)
+        draw = partial(setting.threat.draw, generator=setting.generator, factor=self.beta)
+        gradient = VarianceTuned(self.neighbours, draw)
         return plain_recipe(self, setting, Normalize(1, mean=True), Momentum(self.decay), gradient=gradient)
 
 
@@ -227,6 +234,8 @@ class DIFGSM(GradientAttack):
 
     def compose(self, setting: Setting) -> Recipe:
         image, bounds = setting.image, setting.threat.bounds
+        if image.ndim not in (4, 5):
+            raise ValueError(f"image: DIFGSM resizes BCHW and BCHWD; got {tuple(image.shape)}")
         darkest = bounds[0] if bounds is not None else image.amin(tuple(range(1, image.ndim)), keepdim=True)
         resize = RandomResize(self.resize_rate, self.diversity_probability, darkest)
         gradient = Diverse(resize, setting.generator)
@@ -259,7 +268,8 @@ class TIFGSM(GradientAttack):
 
     def compose(self, setting: Setting) -> Recipe:
         smooth = Smooth(Gaussian(self.sigma, self.kernel_size, padding="zeros"))
-        return plain_recipe(self, setting, smooth, Normalize(1, mean=True), Momentum(self.decay))
+        inside = Restrict(setting.threat.restrict)
+        return plain_recipe(self, setting, smooth, inside, Normalize(1, mean=True), Momentum(self.decay))
 
 
 @dataclass(frozen=True, repr=False, eq=False, kw_only=True)

@@ -25,6 +25,10 @@ class Objective(ABC):
     def __call__(self, prediction: Any, target: Any, trial: Trial) -> torch.Tensor:
         """The value of each sample, ``(B,)``, differentiable."""
 
+    def prepare(self, trial: Trial) -> Trial:
+        """Ask the network what is needed besides the iterate's prediction, while no graph of that is in memory yet."""
+        return trial
+
     def gradient(self, prediction: Any, target: Any, trial: Trial, differentiate: Differentiate) -> torch.Tensor:
         """Gradient of each sample's value, ``BCHW[D]``; overridden where terms are combined after it."""
         return differentiate(self(prediction, target, trial))

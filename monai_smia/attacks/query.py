@@ -11,21 +11,11 @@ import torch
 from monai.inferers import SimpleInferer
 
 from monai_smia.attacks.diversity import View
+from monai_smia.attacks.nested import map_tensors
 from monai_smia.attacks.objectives import Objective
 from monai_smia.attacks.trial import Trial
 
 FLOAT16_SCALE = 1024.0  # a gradient under 6e-8 is zero in float16
-
-
-def map_tensors(value: Any, function: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-    """`function` of every tensor in a nesting of tuples, lists and dictionaries."""
-    if isinstance(value, torch.Tensor):
-        return function(value)
-    if isinstance(value, dict):
-        return {key: map_tensors(item, function) for key, item in value.items()}
-    if isinstance(value, (tuple, list)):
-        return type(value)(map_tensors(item, function) for item in value)
-    return value
 
 
 class Query:
@@ -73,7 +63,7 @@ class Query:
             RuntimeError: when no gradient reaches the image, or an operation of the network overwrote what it needs.
         """
         leaf = at.detach().requires_grad_()
-        scale = FLOAT16_SCALE if self.amp == torch.float16 else 1.0
+        scale = FLOAT16_SCALE if self._precision(leaf) == torch.float16 else 1.0
 
         def differentiate(values: torch.Tensor, retain_graph: bool = False) -> torch.Tensor:
             if not values.requires_grad:
@@ -86,6 +76,7 @@ class Query:
             (gradient,) = torch.autograd.grad(total, leaf, retain_graph=retain_graph)
             return gradient / scale if scale != 1 else gradient
 
+        trial = objective.prepare(trial)
         try:
             prediction = self.predict(leaf) if view is None else view.undo(self.predict(view.apply(leaf)))
             gradient = objective.gradient(prediction, target, trial, differentiate)
@@ -113,6 +104,13 @@ class Query:
     def _cloned(self, *args: Any, **kwargs: Any) -> Any:
         """The network for inferers: they weight its output in place, which a softmax's gradient does not survive."""
         return map_tensors(self.network(*args, **kwargs), torch.clone)
+
+    def _precision(self, image: torch.Tensor) -> torch.dtype:
+        """What the network computes its gradient in: the attack's choice, else the caller's autocast, else its own."""
+        if self.amp is not None:
+            return self.amp
+        kind = image.device.type
+        return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self.dtype
 
     def _autocast(self, image: torch.Tensor, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
         if dtype is None:

@@ -20,7 +20,7 @@ class AttackResult:
         success: ``(B,)`` bool, the criterion at `adversarial`.
         forward_passes: ``(B,)`` int, predictions asked of the network, those for the verdict included.
         backward_passes: ``(B,)`` int, gradients taken with respect to the image.
-        nonfinite_gradients: ``(B,)`` int, iterations whose gradient held NaN or infinity. The sample stood still there.
+        nonfinite_gradients: ``(B,)`` int, gradients that held NaN or infinity and counted as zero.
     """
 
     adversarial: torch.Tensor

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,7 +15,9 @@ from monai_smia.attacks.heads import (
     ACTIVATIONS,
     LossFunction,
     decisions,
+    ignore_index,
     infer_activation,
+    labels,
     like_target,
     log_probabilities,
     main_output,
@@ -38,15 +40,24 @@ class SoftDivergence:
 
     Args:
         activation: the head, ``"softmax"``, ``"sigmoid"`` or ``"none"`` (probabilities).
+        ignore_index: label value whose voxels do not count; ``None`` for none.
     """
 
     activation: str
+    ignore_index: int | None = None
 
     def __call__(self, prediction: Any, twin: Any, target: Any) -> torch.Tensor:
         output, other = main_output(prediction), main_output(twin)
         multilabel = getattr(target, "shape", None) == output.shape
         log_p, log_q = (log_probabilities(value, self.activation, multilabel) for value in (output, other))
-        return (log_p.exp() * (log_p - log_q)).sum(1).flatten(1).mean(1)
+        divergence = (log_p.exp() * (log_p - log_q)).sum(1)
+        if self.ignore_index is None:
+            return divergence.flatten(1).mean(1)
+        index = labels(target, output, self.activation)
+        if index.dtype == torch.bool:
+            return divergence.flatten(1).mean(1)
+        valid = torch.ne(index, self.ignore_index).unsqueeze(1)
+        return (divergence * valid).flatten(1).sum(1) / valid.flatten(1).sum(1).clamp_min(1)
 
 
 @dataclass(frozen=True)
@@ -64,6 +75,9 @@ class HardDivergence:
     def __call__(self, prediction: Any, twin: Any, target: Any) -> torch.Tensor:
         output = main_output(twin)
         hard = decisions(output, self.activation, target.shape == output.shape)
+        ignored = ignore_index(self.loss_function)
+        if ignored is not None and hard.dtype != torch.bool and target.shape != output.shape:
+            hard = torch.where(labels(target, output, self.activation) == ignored, ignored, hard)
         return per_sample(self.loss_function, prediction, like_target(hard, target, output), len(output))
 
 
@@ -90,6 +104,12 @@ class Stabilized(Objective):
     combine: str
     activation: str
 
+    def prepare(self, trial: Trial) -> Trial:
+        if trial.previous is None:
+            return trial
+        with torch.no_grad():
+            return replace(trial, asked=trial.predict(self.twin(trial)))
+
     def __call__(self, prediction: Any, target: Any, trial: Trial) -> torch.Tensor:
         value = self.deviation(prediction, target, trial)
         if trial.previous is None:
@@ -100,9 +120,9 @@ class Stabilized(Objective):
         if self.combine == "loss" or trial.previous is None:
             return differentiate(self(prediction, target, trial))
         unit = Normalize(1)
-        away, _ = unit.update(differentiate(self.deviation(prediction, target, trial), retain_graph=True), None)
-        towards, _ = unit.update(differentiate(self.stabilization(prediction, target, trial)), None)
-        return away + self.weight * towards
+        away = trial.restrict(differentiate(self.deviation(prediction, target, trial), retain_graph=True))
+        towards = trial.restrict(differentiate(self.stabilization(prediction, target, trial)))
+        return unit.update(away, None)[0] + self.weight * unit.update(towards, None)[0]
 
     def twin(self, trial: Trial) -> torch.Tensor:
         """The smoothed twin of the current iterate, inside the threat model."""
@@ -113,16 +133,15 @@ class Stabilized(Objective):
         return trial.project(trial.previous + self.kernel(trial.update))
 
     def stabilization(self, prediction: Any, target: Any, trial: Trial) -> torch.Tensor:
-        """``-D`` between the prediction and the twin's, ``(B,)``; the twin's carries no gradient."""
-        with torch.no_grad():
-            twin = trial.predict(self.twin(trial))
+        """``-D`` between the prediction and the twin's, ``(B,)``; the twin's, from `prepare`, carries no gradient."""
+        twin = trial.asked
         if not isinstance(self.divergence, str):
             return -self.divergence(prediction, twin, target)
         activation = self.activation
         if activation == "auto":
             activation = infer_activation(self.deviation.loss_function, main_output(prediction).shape[1])
         divergence: Divergence = (
-            SoftDivergence(activation)
+            SoftDivergence(activation, ignore_index(self.deviation.loss_function))
             if self.divergence == "kl"
             else HardDivergence(self.deviation.loss_function, activation)
         )
@@ -157,7 +176,8 @@ class SMIA(GradientAttack):
         activation: the head that D needs: ``"softmax"``, ``"sigmoid"``, ``"none"``; ``"auto"`` reads it from the loss.
 
     Raises:
-        TypeError: at the call, when `sigma_unit` is ``"mm"`` and the image has no affine.
+        TypeError: at the call, when `sigma_unit` is ``"mm"`` and the image is no `MetaTensor`. One made without an
+            affine has MONAI's default, the identity: 1 mm.
 
     Example:
         >>> import torch
@@ -231,4 +251,5 @@ class SMIA(GradientAttack):
             self.combine,
             self.activation,
         )
-        return Recipe(objective, Chain([steepest(setting.threat.norm), Scale(self.stride(setting))]), self.steps)
+        ascent = steepest(setting.threat.norm, setting.threat.per_channel)
+        return Recipe(objective, Chain([ascent, Scale(self.stride(setting))]), self.steps)

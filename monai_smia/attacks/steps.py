@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from monai_smia.attacks.balls import norm_of
+from monai_smia.attacks.balls import grouped, norm_of
 from monai_smia.attacks.smoothing import Gaussian
 
 
@@ -51,14 +51,16 @@ class Normalize(Step):
     Args:
         norm: 2 or 1.
         mean: divide by the norm per voxel instead (for L1 the mean magnitude).
+        per_channel: every channel by its own norm.
     """
 
     norm: float
     mean: bool = False
+    per_channel: bool = False
 
     def update(self, gradient: torch.Tensor, state: Any) -> tuple[torch.Tensor, Any]:
-        flat = gradient.flatten(1)
-        size = flat.abs().mean(1, keepdim=True) if self.mean and self.norm == 1 else norm_of(flat, self.norm)
+        flat = grouped(gradient, self.per_channel)
+        size = flat.abs().mean(-1, keepdim=True) if self.mean and self.norm == 1 else norm_of(flat, self.norm)
         return (flat / torch.where(size > 0, size, torch.ones_like(size))).reshape(gradient.shape), state
 
 
@@ -91,19 +93,24 @@ class Largest(Step):
     One voxel alone, the steepest direction of all, would meet its bound at once in a large image.
 
     Args:
-        share: share of a sample's components that move, in (0, 1], rounded down; at least one does.
+        share: share of a sample's components that move, of those that are not zero, in (0, 1], rounded down; at least
+            one.
+        per_channel: in every channel by itself.
 
     Reference: Tramer, Boneh, "Adversarial training and robustness for multiple perturbations" (SLIDE), NeurIPS 2019,
     https://arxiv.org/abs/1904.13000.
     """
 
     share: float = 0.01
+    per_channel: bool = False
 
     def update(self, gradient: torch.Tensor, state: Any) -> tuple[torch.Tensor, Any]:
-        flat = gradient.flatten(1)
-        count = max(1, int(self.share * flat.shape[1]))
-        index = flat.abs().topk(count, dim=1).indices
-        direction = torch.zeros_like(flat).scatter(1, index, flat.gather(1, index).sign() / count)
+        flat = grouped(gradient, self.per_channel)
+        magnitude = flat.abs()
+        count = (self.share * (magnitude > 0).sum(-1, keepdim=True)).long().clamp_min(1)
+        least = magnitude.sort(dim=-1, descending=True).values.gather(-1, count - 1)
+        chosen = (magnitude >= least) & (magnitude > 0)
+        direction = flat.sign() * chosen / chosen.sum(-1, keepdim=True).clamp_min(1)
         return direction.reshape(gradient.shape), state
 
 
@@ -118,6 +125,16 @@ class Smooth(Step):
 
 
 @dataclass(frozen=True)
+class Restrict(Step):
+    """The direction where a change is allowed, zero elsewhere: after a part that spreads it over the mask's edge."""
+
+    restrict: Callable[[torch.Tensor], torch.Tensor]
+
+    def update(self, gradient: torch.Tensor, state: Any) -> tuple[torch.Tensor, Any]:
+        return self.restrict(gradient), state
+
+
+@dataclass(frozen=True)
 class Scale(Step):
     """The direction times a number, or times a tensor that broadcasts against ``BCHW[D]``."""
 
@@ -127,8 +144,8 @@ class Scale(Step):
         return self.factor * gradient, state
 
 
-def steepest(norm: float) -> Step:
+def steepest(norm: float, per_channel: bool = False) -> Step:
     """Steepest ascent of unit length in the Lp norm: sign for Linf, unit vector for L2, largest voxels for L1."""
     if norm == math.inf:
         return Sign()
-    return Normalize(2) if norm == 2 else Largest()
+    return Normalize(2, per_channel=per_channel) if norm == 2 else Largest(per_channel=per_channel)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from monai_smia.attacks.balls import clamp, norm_of, project_ball, sample_ball
+from monai_smia.attacks.balls import clamp, grouped, norm_of, project_ball, sample_ball
 
 Size = torch.Tensor | float
 
@@ -65,10 +65,13 @@ class LpBall(ThreatModel):
     def init(self, image: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
         if generator is None:
             return image.clone()
-        flat = self._flatten(image)
+        return self._confine(image, image + self.draw(image, generator))
+
+    def draw(self, image: torch.Tensor, generator: torch.Generator, factor: float = 1.0) -> torch.Tensor:
+        """A change drawn uniformly from the ball of radius ``factor * eps``, zero where the mask forbids one."""
         where = None if self.mask is None else self._flatten(self.mask.expand_as(image))
-        noise = sample_ball(flat, self._radius(), self.norm, generator, where).reshape(image.shape)
-        return self._confine(image, image + noise)
+        radius = self._radius() * factor
+        return sample_ball(self._flatten(image), radius, self.norm, generator, where).reshape(image.shape)
 
     def gaussian(self, image: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """Gaussian noise of this size: standard deviation eps for Linf, length eps for L2 and L1."""
@@ -101,12 +104,13 @@ class LpBall(ThreatModel):
             adversarial = clamp(adversarial, *self.bounds)
         return adversarial if self.mask is None else torch.where(self.mask, adversarial, image)
 
-    def _per_channel(self) -> bool:
+    @property
+    def per_channel(self) -> bool:
+        """Whether every channel has a ball of its own."""
         return isinstance(self.eps, torch.Tensor) and self.eps.ndim > 1 and self.eps.shape[1] > 1
 
     def _flatten(self, image: torch.Tensor) -> torch.Tensor:
-        """``(B, C, N)`` where every channel has its own ball, else ``(B, 1, C * N)``."""
-        return image.flatten(2) if self._per_channel() else image.flatten(1).unsqueeze(1)
+        return grouped(image, self.per_channel)
 
     def _radius(self) -> Size:
         return self.eps.flatten(2) if isinstance(self.eps, torch.Tensor) and self.eps.ndim > 2 else self.eps

@@ -23,6 +23,8 @@ class Trial:
         update: the last step before projection, so that ``adversarial = project(previous + update)``.
         predict: network and inferer; every call is counted as a forward pass.
         project: brings any image back to the threat model (budget, mask, bounds).
+        restrict: zeroes a gradient where the mask forbids a change.
+        asked: what the objective asked of the network before the iterate's own prediction, see `Objective.prepare`.
     """
 
     image: torch.Tensor
@@ -33,6 +35,8 @@ class Trial:
     update: torch.Tensor | None
     predict: Callable[[torch.Tensor], Any]
     project: Callable[[torch.Tensor], torch.Tensor]
+    restrict: Callable[[torch.Tensor], torch.Tensor]
+    asked: Any = None
 
     @property
     def progress(self) -> float:

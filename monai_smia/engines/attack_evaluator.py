@@ -11,11 +11,11 @@ import torch
 from ignite.engine import Events
 from ignite.metrics import Metric
 from monai.engines import SupervisedEvaluator
-from monai.transforms import Compose, SaveImage, SaveImaged
 from monai.utils import CommonKeys
 from tqdm.auto import tqdm
 
 from monai_smia.attacks import Attack
+from monai_smia.engines.guards import refuse_image_savers
 from monai_smia.engines.records import CaseRecorder, as_named
 from monai_smia.handlers.attack_events import AttackEvents
 from monai_smia.handlers.batch import attack_batch
@@ -86,7 +86,7 @@ class AttackEvaluator(SupervisedEvaluator):
         self._recorder = CaseRecorder(image_key, intensity)
         self._generators = {name: torch.Generator() for name in self.attacks}
         self._raw: Any = None
-        _refuse_savers(kwargs.get("postprocessing"))
+        refuse_image_savers(kwargs.get("postprocessing"))
         kwargs["event_names"] = [AttackEvents, *(kwargs.get("event_names") or [])]
         super().__init__(device, val_data_loader, network, **kwargs)
         self.add_event_handler(Events.STARTED, self._start)
@@ -101,7 +101,13 @@ class AttackEvaluator(SupervisedEvaluator):
         super().run(global_epoch)
 
     def report(self) -> RobustnessReport:
-        """Clean and adversarial metrics of the last run, aggregated and case by case."""
+        """Clean and adversarial metrics of the last run, aggregated and case by case.
+
+        Raises:
+            RuntimeError: before the first run.
+        """
+        if any(name not in self.state.metrics for name in self._metric_names) or not self._recorder.names:
+            raise RuntimeError("report: expected a finished run; call run() first")
         metrics = {CLEAN: {name: self.state.metrics[name] for name in self._metric_names}}
         details = {CLEAN: {name: self.state.metric_details.get(name) for name in self._metric_names}}
         for attack in self.attacks:
@@ -172,14 +178,3 @@ class AttackEvaluator(SupervisedEvaluator):
 
     def _finish(self, engine: Any) -> None:
         self._bar.close()
-
-
-def _refuse_savers(postprocessing: Any) -> None:
-    """Adversarial predictions would be written over the clean ones."""
-    transforms = postprocessing.flatten().transforms if isinstance(postprocessing, Compose) else [postprocessing]
-    for transform in transforms:
-        if isinstance(transform, (SaveImage, SaveImaged)):
-            raise ValueError(
-                f"postprocessing: {type(transform).__name__} would write adversarial predictions over the clean ones; "
-                "expected none (in a bundle: set its _disabled_ to true)"
-            )

@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from monai_smia.attacks import Attack, AttackResult
-from monai_smia.handlers.batch import case_names
+from monai_smia.handlers.batch import case_files
 from monai_smia.intensity import IntensityScale
 from monai_smia.reports import CLEAN, RobustnessReport
 
@@ -56,7 +57,21 @@ class CaseRecorder:
 
     def begin_batch(self, batch: Any) -> None:
         """Note the cases of the next batch."""
-        self.names += case_names(batch, self.image_key, start=len(self.names))
+        self.names += case_files(batch, self.image_key, start=len(self.names))
+
+    def check_batch(self, attack: str, batch: Any) -> None:
+        """The next batch of this attack holds the cases that the clean run had there.
+
+        Raises:
+            ValueError: when it does not, so that rows would pair different cases.
+        """
+        start = len(self.rows.get(attack, ()))
+        names = case_files(batch, self.image_key, start=start)
+        if names != self.names[start : start + len(names)]:
+            raise ValueError(
+                "evaluator: its loader gives the cases in another order at every run; expected shuffle=False, so that "
+                f"clean and adversarial rows are of the same case; got {names[0]} where {self.names[start]} was"
+            )
 
     def add(self, attack: str, image: torch.Tensor, result: AttackResult) -> None:
         """Note what an attack did to the batch begun last."""
@@ -86,10 +101,19 @@ class CaseRecorder:
         cases = []
         for run in metrics:
             rows = self.rows.get(run, [{} for _ in self.names])
-            for i, (name, row) in enumerate(zip(self.names, rows, strict=True)):
+            for i, (name, row) in enumerate(zip(_short(self.names), rows, strict=True)):
                 cases.append({"attack": run, "case": name, **_of_case(details[run], i, len(self.names)), **row})
         unit = "network units" if self.intensity is None else self.intensity.unit
         return RobustnessReport(metrics, tuple(cases), {name: repr(attack) for name, attack in attacks.items()}, unit)
+
+
+def _short(files: list[str]) -> list[str]:
+    """File names, with their folder where two would be the same."""
+    names = [Path(file).name for file in files]
+    return [
+        name if names.count(name) == 1 else "/".join(Path(file).parts[-2:])
+        for name, file in zip(names, files, strict=True)
+    ]
 
 
 def _of_case(details: dict[str, Any], index: int, cases: int) -> dict[str, float]:
@@ -98,7 +122,10 @@ def _of_case(details: dict[str, Any], index: int, cases: int) -> dict[str, float
     for name, values in details.items():
         if values is None or len(values) != cases:
             continue
-        value = torch.as_tensor(values[index]).double().flatten()
+        value = torch.as_tensor(values[index]).double()
+        if value.ndim > 1:  # counts behind a metric, such as a confusion matrix, not one value per class
+            continue
+        value = value.flatten()
         columns[name] = float(value[~value.isnan()].mean()) if not bool(value.isnan().all()) else float("nan")
         if len(value) > 1:
             columns.update({f"{name}_{k}": float(v) for k, v in enumerate(value)})

@@ -5,14 +5,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 from ignite.engine import Events
-from monai.handlers import CheckpointSaver
 from monai.utils import CommonKeys
 from tqdm.auto import tqdm
 
 from monai_smia.attacks import Attack
+from monai_smia.engines.guards import refuse_savers, without_recording
 from monai_smia.engines.records import CaseRecorder, as_named
 from monai_smia.handlers.attack_handler import AttackHandler
 from monai_smia.intensity import IntensityScale
@@ -35,7 +36,8 @@ def evaluate_robustness(
     """Run the evaluator once clean and once under each attack, and put the metrics of all runs side by side.
 
     Works with any `SupervisedEvaluator` and any subclass; `AttackEvaluator` gives the same numbers in one pass over
-    the data. The evaluator's state afterwards is that of the clean run.
+    the data. The evaluator's state afterwards is that of the clean run. Handlers that write files, log to a tracker or
+    stop early (`MetricsSaver`, TensorBoard, MLflow, `EarlyStopHandler`) see the clean run only.
 
     Args:
         evaluator: what evaluates; its own metrics, inferer, postprocessing and handlers are used.
@@ -48,7 +50,8 @@ def evaluate_robustness(
         The metrics of every run, aggregated and per case.
 
     Raises:
-        ValueError: when a `CheckpointSaver` is attached, which would take an adversarial metric for a new best one.
+        ValueError: when a `CheckpointSaver` is attached, which would take an adversarial metric for a new best one;
+            when the postprocessing saves images; when the loader gives the cases in another order at every run.
 
     Example:
         .. code-block:: python
@@ -57,7 +60,7 @@ def evaluate_robustness(
             print(report.to_markdown())
     """
     named = as_named(attacks)
-    _refuse_checkpoints(evaluator)
+    refuse_savers(evaluator)
     recorder = CaseRecorder(image_key, intensity)
     metrics, details, kept = {}, {}, {}
     total = (len(named) + 1) * (evaluator.state.epoch_length or 0)
@@ -73,6 +76,8 @@ def evaluate_robustness(
     finally:
         for name, value in kept.items():
             setattr(evaluator.state, name, value)
+        for name in ("attack_result", "attacked"):
+            vars(evaluator.state).pop(name, None)
     return recorder.report(metrics, details, named)
 
 
@@ -101,6 +106,7 @@ def _run(
         if attack is None:
             recorder.begin_batch(engine.state.batch)
         else:
+            recorder.check_batch(run, engine.state.batch)
             recorder.add(run, clean[0], engine.state.attack_result)
         bar.update()
 
@@ -110,20 +116,10 @@ def _run(
     evaluator.add_event_handler(Events.ITERATION_COMPLETED, record)
     evaluator._internal_run_generator = None  # of a run that failed: ignite would go on with it, and do nothing
     try:
-        evaluator.run()
+        with nullcontext() if attack is None else without_recording(evaluator):
+            evaluator.run()
     finally:
         evaluator.remove_event_handler(keep_clean, Events.ITERATION_STARTED)
         evaluator.remove_event_handler(record, Events.ITERATION_COMPLETED)
         if handler is not None:
             handler.detach(evaluator)
-
-
-def _refuse_checkpoints(evaluator: Any) -> None:
-    """A saver of the best checkpoint must not see adversarial metrics."""
-    for handlers in evaluator._event_handlers.values():
-        for function, _, _ in handlers:
-            if isinstance(getattr(function, "__self__", None), CheckpointSaver):
-                raise ValueError(
-                    "evaluator: a CheckpointSaver is attached, which would choose checkpoints by adversarial runs; "
-                    "expected an evaluator without it"
-                )

@@ -103,6 +103,11 @@ def autocast_of(engine: Any) -> AbstractContextManager[Any]:
 
 def case_names(batch: Any, image_key: str = CommonKeys.IMAGE, start: int = 0) -> list[str]:
     """The file name of every case in a batch, decollated or not; where it has none, its number."""
+    return [Path(file).name for file in case_files(batch, image_key, start)]
+
+
+def case_files(batch: Any, image_key: str = CommonKeys.IMAGE, start: int = 0) -> list[str]:
+    """The file of every case in a batch, as its image's metadata have it; where they have none, its number."""
     if isinstance(batch, (tuple, list)) and batch and isinstance(batch[0], (dict, tuple, list)):
         images = [item.get(image_key) if isinstance(item, dict) else item[0] for item in batch]
         files = [getattr(image, "meta", {}).get("filename_or_obj") for image in images]
@@ -110,7 +115,7 @@ def case_names(batch: Any, image_key: str = CommonKeys.IMAGE, start: int = 0) ->
         image = batch[image_key] if isinstance(batch, dict) else batch[0]
         files = getattr(image, "meta", {}).get("filename_or_obj") or [None] * len(image)
         files = [files] if isinstance(files, str) else files
-    return [str(start + i) if not file else Path(str(file)).name for i, file in enumerate(files)]
+    return [str(file) if file else str(start + i) for i, file in enumerate(files)]
 
 
 def _described(batch: Any) -> str:

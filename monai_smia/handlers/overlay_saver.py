@@ -11,7 +11,7 @@ import torch
 from monai.utils import CommonKeys
 
 from monai_smia.handlers.attack_events import AttackEvents
-from monai_smia.handlers.batch import CLEAN_SUFFIX, case_names
+from monai_smia.handlers.batch import CLEAN_SUFFIX, case_files
 from monai_smia.intensity import IntensityScale
 from monai_smia.reports.figures import overlay
 from monai_smia.reports.files import write_whole
@@ -48,6 +48,7 @@ class OverlaySaver:
         self.label_key = label_key
         self.intensity = intensity
         self.max_cases = max_cases
+        self._owners: dict[str, str] = {}  # name to the file of the case that has it
 
     def attach(self, engine: Any) -> None:
         """Draw after each attack.
@@ -64,7 +65,7 @@ class OverlaySaver:
         for number, (item, output, clean) in enumerate(cases, start=state.first_case):
             if self.max_cases is not None and number >= self.max_cases:
                 return
-            name = SUFFIXES.sub("", case_names([item], self.image_key, start=number)[0])
+            name = self._name(case_files([item], self.image_key, start=number)[0])
             picture = overlay(
                 self._physical(item[self.image_key + CLEAN_SUFFIX]),
                 self._physical(item[self.image_key]),
@@ -75,6 +76,13 @@ class OverlaySaver:
                 unit="" if self.intensity is None else self.intensity.unit,
             )
             write_whole(self.folder / f"{name}_{state.attack_name}.png", picture, overwrite=True)
+
+    def _name(self, file: str) -> str:
+        """The case's file name without its ending; with its folder's where another case has that name already."""
+        name = SUFFIXES.sub("", Path(file).name)
+        if self._owners.setdefault(name, file) != file:
+            name = f"{Path(file).parent.name}_{name}"
+        return name
 
     def _physical(self, image: torch.Tensor) -> torch.Tensor:
         image = torch.as_tensor(image).cpu()

@@ -85,6 +85,7 @@ BEFORE_ANY_PASS = {
     "eps: expected a number, one per sample \\(2\\) or one per channel \\(1\\)": ({"eps": [0.1, 0.1, 0.1]}, {}),
     "step_size: expected a number": ({"step_size": [0.1, 0.1, 0.1]}, {}),
     "target: expected 2 samples, as the image has; got 3": ({}, {"target": torch.tensor([0, 1, 2])}),
+    "target: expected 2 samples, as the image has; got a single number": ({}, {"target": torch.tensor(1)}),
     "mask: expected a voxel that may change in every sample; it is empty in sample 1": (
         {},
         {"mask": torch.stack([torch.ones(1, 9, 7), torch.zeros(1, 9, 7)])},
@@ -167,6 +168,17 @@ def test_network_made_under_inference_mode():
     with pytest.raises(ValueError, match="network: .*inference_mode"):
         BIM(LOSS, eps=0.1)(network, IMAGE, TARGET)
     assert flags == [parameter.requires_grad for parameter in network.parameters()]
+
+
+def test_a_label_layout_that_the_loss_refuses():
+    network, target = networks.tiny_network(2, dense=True), torch.zeros(2, 1, 9, 7)
+    with contract.unchanged(network), pytest.raises(ValueError, match=r"target: DiceLoss.* refuses .*\(2, 1, 9, 7\)"):
+        BIM(DiceLoss(softmax=True), eps=0.1)(network, IMAGE, target)
+
+
+def test_di_in_one_dimension():
+    with pytest.raises(ValueError, match="image: DIFGSM resizes BCHW and BCHWD"):
+        DIFGSM(LOSS, eps=0.1)(lambda x: x.flatten(1)[:, :3], torch.rand(2, 1, 8), TARGET)
 
 
 def test_regression_needs_a_criterion():

@@ -106,6 +106,58 @@ def test_a_targeted_attack_goes_the_other_way():
         assert (result.loss < result.clean_loss).all()
 
 
+@pytest.mark.parametrize("attack", [FGSM, BIM, MIFGSM, NIFGSM, TIFGSM, SMIA])
+@pytest.mark.parametrize("norm", [2.0, 1.0])
+def test_a_small_mask_gets_the_whole_budget(attack, norm):
+    """16 of 4096 voxels may change: the optimum over these alone, by the dual norm."""
+    network = oracles.LinearMargin((1, 16, 16, 16))
+    image = torch.rand((1, 1, 16, 16, 16), generator=torch.Generator().manual_seed(10))
+    mask = torch.zeros(1, 1, 16, 16, 16)
+    mask[..., 4:8, 4:8, 4:5] = 1
+    extra = {"sigma": 0.0} if attack is TIFGSM else {}
+    result = attack(nn.CrossEntropyLoss(), eps=0.5, norm=norm, **extra)(network, image, torch.tensor([0]), mask=mask)
+    moved = network.margin(result.adversarial) - network.margin(image)
+    optimum = oracles.largest_margin_change(network.weight[mask[0] > 0], 0.5, norm)
+    assert float(moved) == pytest.approx(float(optimum), rel=0.01)
+
+
+@pytest.mark.parametrize("attack", [FGSM, BIM, MIFGSM, SMIA])
+@pytest.mark.parametrize("norm", [2.0, 1.0])
+def test_every_channel_uses_its_own_ball(attack, norm):
+    network = oracles.LinearMargin((2, 6, 5))
+    with torch.no_grad():
+        network.weight[1] *= 1e-2
+    image = torch.rand((2, 2, 6, 5), generator=torch.Generator().manual_seed(11))
+    result = attack(nn.CrossEntropyLoss(), eps=[[0.5, 0.2]], norm=norm)(network, image, torch.tensor([0, 0]))
+    moved = network.margin(result.adversarial) - network.margin(image)
+    optimum = sum(oracles.largest_margin_change(network.weight[c], eps, norm) for c, eps in ((0, 0.5), (1, 0.2)))
+    torch.testing.assert_close(moved, optimum.detach().expand(2), rtol=0.01, atol=0)
+
+
+@pytest.mark.parametrize(("attack", "reach"), [(VMIFGSM, 1 + 1.5), (NIFGSM, 1 + 2.5), (MIFGSM, 1.0), (SMIA, 1.0)])
+@pytest.mark.parametrize("norm", [2.0, 1.0])
+def test_what_the_network_is_shown_has_the_units_of_the_norm(attack, reach, norm):
+    """VMI looks within beta eps of the iterate, NI at most all its momentum ahead: none grows with the image."""
+    image = torch.rand((1, 1, 32, 32), generator=torch.Generator().manual_seed(12))
+    network, seen = oracles.LinearMargin((1, 32, 32)), []
+
+    def watched(x):
+        seen.append(float(torch.linalg.vector_norm((x.detach() - image).flatten(), norm)))
+        return network(x)
+
+    attack(nn.CrossEntropyLoss(), eps=1.0, norm=norm)(watched, image, torch.tensor([0]))
+    assert max(seen) <= reach * (1 + 1e-4)
+
+
+def test_ti_takes_its_whole_step_inside_a_mask():
+    network = oracles.LinearMargin((1, 12, 12))
+    image, mask = torch.rand(1, 1, 12, 12, generator=torch.Generator().manual_seed(13)), torch.zeros(1, 1, 12, 12)
+    mask[..., 3:5, 3:5] = 1
+    attack = TIFGSM(nn.CrossEntropyLoss(), eps=1.0, steps=1, step_size=0.5, norm=2)
+    change = (attack(network, image, torch.tensor([0]), mask=mask).adversarial - image).norm()
+    assert float(change) == pytest.approx(0.5, abs=1e-5)
+
+
 @pytest.fixture(params=[2, 3])
 def setup(request):
     import networks

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import math
+from functools import partial
 
+import monai.losses
 import networks
 import pytest
 import torch
@@ -14,7 +17,9 @@ from torch.nn import functional as F
 
 from monai_smia.attacks import (
     PGD,
+    SMIA,
     Chain,
+    CosPGD,
     DiceBelow,
     LpBall,
     Misclassification,
@@ -22,6 +27,7 @@ from monai_smia.attacks import (
     Normalize,
     Not,
     Scale,
+    SegPGD,
     Sign,
     frozen,
 )
@@ -141,12 +147,103 @@ def test_per_sample_of_deep_supervision():
         (DiceFocalLoss(sigmoid=True), 3, "sigmoid"),
         (FocalLoss(), 3, "sigmoid"),
         (FocalLoss(use_softmax=True), 3, "softmax"),
+        (DiceLoss(), 1, "none"),
+        (DiceLoss(other_act=torch.tanh), 1, "sigmoid"),
+        (DiceCELoss(), 3, "softmax"),
+        (nn.Sequential(nn.CrossEntropyLoss()), 3, "softmax"),
         (lambda p, t: p, 1, "sigmoid"),
         (lambda p, t: p, 2, "softmax"),
     ],
 )
 def test_the_head_is_read_from_the_loss(loss, channels, expected):
     assert infer_activation(loss, channels) == expected
+
+
+@pytest.mark.parametrize("name", sorted(dir(monai.losses)))
+@pytest.mark.parametrize("flag", ["sigmoid", "softmax"])
+def test_the_flag_of_every_monai_loss_is_read(name, flag):
+    kind = getattr(monai.losses, name)
+    if not (inspect.isclass(kind) and issubclass(kind, nn.Module)):
+        return
+    if flag not in inspect.signature(kind.__init__).parameters and name != "MaskedDiceLoss":
+        return
+    assert infer_activation(kind(**{flag: True}), 3) == flag
+
+
+def test_success_of_a_loss_that_takes_probabilities():
+    """A perfect network that ends in its own sigmoid is not counted as wrong."""
+    label = torch.zeros(2, 1, 8, 8)
+    label[:, :, 2:5, 2:5] = 1
+    for loss, extra in ((DiceLoss(), {}), (nn.BCELoss(), {})):
+        result = PGD(loss, eps=0.4, steps=3, **extra)(lambda x: torch.sigmoid(8 * x - 4), label.clone(), label)
+        assert not result.clean_success.any()
+        with torch.no_grad():
+            hard = (torch.sigmoid(8 * result.adversarial - 4) > 0.5).float()
+        expected = compute_dice(hard, label)[:, 0] < 0.5
+        assert torch.equal(result.success, expected)
+
+
+def test_a_wrapper_of_ones_own_is_called_as_it_is():
+    class Wrapper(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.loss = nn.CrossEntropyLoss()
+
+        def forward(self, prediction, target):
+            return self.loss(prediction, target[:, 0].long())
+
+    values = per_sample(Wrapper(), DENSE, INDEX.float(), 3)
+    torch.testing.assert_close(values, per_sample(nn.CrossEntropyLoss(), DENSE, INDEX, 3))
+
+
+def test_ignored_labels_do_not_count():
+    """A 1x1 convolution, labels ignored on one half: no attack moves a voxel there, and success does not look there."""
+    network = nn.Conv2d(1, 3, 1)
+    image = torch.rand(2, 1, 6, 8, generator=seeded(5))
+    target = torch.randint(3, (2, 1, 6, 8), generator=seeded(6))
+    target[..., 4:] = 255
+    for loss in (nn.CrossEntropyLoss(ignore_index=255), partial(F.cross_entropy, ignore_index=255)):
+        for attack in (
+            SMIA(loss, eps=0.1, combine="gradient"),
+            SMIA(loss, eps=0.1, combine="gradient", divergence="hard"),
+            SegPGD(loss, eps=0.1, random_start=False),
+            CosPGD(loss, eps=0.1, random_start=False),
+        ):
+            delta = attack(network, image, target).adversarial - image
+            assert (delta[..., 4:] == 0).all()
+            assert (delta[..., :4] != 0).any()
+
+
+def test_a_verdict_of_nan_does_not_hide_a_later_run():
+    calls = []
+
+    def network(x):
+        calls.append(x)
+        output = x.flatten(1)[:, :3] * 2
+        return output * torch.nan if len(calls) == 4 else output  # the verdict of the first run
+
+    image, target = torch.rand(2, 1, 3, 3, generator=seeded()), torch.tensor([0, 1])
+    result = PGD(nn.CrossEntropyLoss(), eps=0.1, steps=3, restarts=2)(network, image, target)
+    assert result.loss.isfinite().all()
+
+
+def test_gradients_under_the_callers_float16_autocast_do_not_vanish():
+    """As many voxels move as with `amp=torch.float16`, whose gradient is scaled."""
+    network = nn.Conv2d(1, 2, 3, padding=1)
+    with torch.no_grad():
+        network.weight.mul_(1e-3)
+    image = torch.rand(1, 1, 32, 32, generator=seeded())
+    target = torch.randint(2, (1, 1, 32, 32), generator=seeded(1))
+    attack = PGD(nn.CrossEntropyLoss(), eps=0.1, steps=1, random_start=False)
+    with torch.autocast("cpu", dtype=torch.float16):
+        moved = (attack(network, image, target).adversarial != image).float().mean()
+    assert float(moved) > 0.99
+
+
+def test_a_dictionary_is_undone_like_a_tensor():
+    view = RandomResize(0.7, 1.0, 0.0).draw(torch.rand(1, 1, 9, 9), seeded())
+    prediction = torch.rand(1, 2, 9, 9)
+    assert torch.equal(view.undo({"pred": prediction})["pred"], view.undo(prediction))
 
 
 def test_dice_criterion_equals_monai_where_all_structures_are_there():

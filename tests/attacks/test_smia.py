@@ -149,6 +149,20 @@ def test_hard_form_while_the_twin_is_still_right():
     assert torch.equal(stalled.adversarial, one_step.adversarial)
 
 
+def test_gradients_are_weighed_inside_the_mask():
+    """What the network does far from the mask changes nothing: each term's norm is taken where the image may change."""
+    image = torch.rand(1, 1, 8, 16, generator=torch.Generator().manual_seed(5))
+    target = torch.randint(3, (1, 1, 8, 16), generator=torch.Generator().manual_seed(6))
+    mask = torch.zeros(1, 1, 8, 16)
+    mask[..., :6] = 1
+    conv = nn.Conv2d(1, 3, 1)
+    gain = torch.ones(16)
+    attack = SMIA(LOSS, combine="gradient", stabilization_weight=0.9, **COMMON)
+    first = attack(lambda x: conv(x) * gain, image, target, mask=mask).adversarial
+    gain[10:] = 30.0
+    assert torch.equal(attack(lambda x: conv(x) * gain, image, target, mask=mask).adversarial, first)
+
+
 def test_sigmoid_heads_use_the_binary_divergence():
     network = networks.tiny_network(2, dense=True)
     image = torch.rand(1, 1, 9, 7, generator=torch.Generator().manual_seed(2))

@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tensors in any nesting of tuples, lists and dictionaries, as networks return them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+
+def map_tensors(value: Any, function: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """`function` of every tensor, in the same structure; what is no tensor stays as it is."""
+    if isinstance(value, torch.Tensor):
+        return function(value)
+    if isinstance(value, dict):
+        return {key: map_tensors(item, function) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        items = [map_tensors(item, function) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    return value
+
+
+def slice_sample(value: Any, index: int) -> Any:
+    """Sample `index` of a batch, still with its batch axis; numbers without axes as they are."""
+    return map_tensors(value, lambda tensor: tensor[index : index + 1] if tensor.ndim else tensor)
