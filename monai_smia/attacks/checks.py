@@ -12,9 +12,9 @@ import torch
 from monai_smia.attacks.balls import NORMS
 from monai_smia.attacks.heads import (
     LossFunction,
+    activation_of,
     core_loss,
     ignore_index,
-    infer_activation,
     is_regression,
     labels,
     main_output,
@@ -188,8 +188,7 @@ def check_target(loss_function: LossFunction, prediction: Any, target: Any, acti
     if not known or not isinstance(target, torch.Tensor) or is_regression(loss_function):
         return
     output = main_output(prediction)
-    if activation == "auto":
-        activation = infer_activation(loss_function, output.shape[1])
+    activation = activation_of(activation, loss_function, output)
     if activation != "softmax" or target.shape == output.shape:
         labels(target, output, activation)
         return

@@ -11,9 +11,9 @@ import torch
 
 from monai_smia.attacks.heads import (
     LossFunction,
+    activation_of,
     decisions,
     ignore_index,
-    infer_activation,
     is_regression,
     labels,
     main_output,
@@ -116,8 +116,7 @@ def default_criterion(
     if is_regression(loss_function):
         raise ValueError("criterion: success of a regression is for you to define; expected a Criterion, got None")
     output = main_output(prediction)
-    if activation == "auto":
-        activation = infer_activation(loss_function, output.shape[1])
+    activation = activation_of(activation, loss_function, output)
     criterion: Criterion = Misclassification(activation)
     if output.ndim > 2:
         criterion = DiceBelow(activation=activation, ignore_index=ignore_index(loss_function))

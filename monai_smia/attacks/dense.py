@@ -15,8 +15,8 @@ from monai_smia.attacks.attack import GradientAttack, Setting
 from monai_smia.attacks.heads import (
     ACTIVATIONS,
     LossFunction,
+    activation_of,
     ignore_index,
-    infer_activation,
     labels,
     log_probabilities,
     main_output,
@@ -52,9 +52,7 @@ class WeightedVoxels(Objective):
 
     def __call__(self, prediction: Any, target: Any, trial: Trial) -> torch.Tensor:
         output = main_output(prediction)
-        activation = self.activation
-        if activation == "auto":
-            activation = infer_activation(self.loss_function, output.shape[1])
+        activation = activation_of(self.activation, self.loss_function, output)
         index = labels(target, output, activation)
         index = (
             (~index).long() if index.dtype == torch.bool else index.unsqueeze(1)

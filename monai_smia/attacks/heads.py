@@ -43,7 +43,7 @@ def takes_indices(loss_function: LossFunction) -> bool:
     return isinstance(core, _SOFTMAX) or core in _SOFTMAX_FUNCTIONS
 
 
-def takes_probabilities(loss_function: LossFunction) -> bool:
+def takes_floats(loss_function: LossFunction) -> bool:
     """Whether the loss is one of torch's binary ones, which want floats of the prediction's shape."""
     core = core_loss(loss_function)
     return isinstance(core, (*_SIGMOID, nn.BCELoss)) or core in (*_SIGMOID_FUNCTIONS, F.binary_cross_entropy)
@@ -101,6 +101,11 @@ def infer_activation(loss_function: LossFunction, channels: int) -> str:
     if flagged and not logits:
         return "none"
     return "sigmoid" if channels == 1 else "softmax"
+
+
+def activation_of(activation: str, loss_function: LossFunction, prediction: torch.Tensor) -> str:
+    """The activation given, or the loss's where that is ``"auto"``."""
+    return infer_activation(loss_function, prediction.shape[1]) if activation == "auto" else activation
 
 
 def main_output(prediction: Any) -> torch.Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from monai_smia.attacks.heads import LossFunction, main_output, takes_indices, takes_probabilities
+from monai_smia.attacks.heads import LossFunction, main_output, takes_floats, takes_indices
 from monai_smia.attacks.nested import slice_sample
 
 
@@ -47,7 +47,7 @@ def fit_target(loss_function: LossFunction, prediction: Any, target: Any) -> Any
         if target.shape == output.shape:
             return target.to(output.dtype)
         return (target[:, 0] if target.ndim == output.ndim and target.shape[1] == 1 else target).long()
-    if takes_probabilities(loss_function):
+    if takes_floats(loss_function):
         output = main_output(prediction)
         if target.ndim == output.ndim - 1 and output.shape[1] == 1:
             target = target.unsqueeze(1)

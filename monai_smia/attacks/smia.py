@@ -14,9 +14,9 @@ from monai_smia.attacks.attack import GradientAttack, Setting
 from monai_smia.attacks.heads import (
     ACTIVATIONS,
     LossFunction,
+    activation_of,
     decisions,
     ignore_index,
-    infer_activation,
     labels,
     like_target,
     log_probabilities,
@@ -137,9 +137,7 @@ class Stabilized(Objective):
         twin = trial.asked
         if not isinstance(self.divergence, str):
             return -self.divergence(prediction, twin, target)
-        activation = self.activation
-        if activation == "auto":
-            activation = infer_activation(self.deviation.loss_function, main_output(prediction).shape[1])
+        activation = activation_of(self.activation, self.deviation.loss_function, main_output(prediction))
         divergence: Divergence = (
             SoftDivergence(activation, ignore_index(self.deviation.loss_function))
             if self.divergence == "kl"

@@ -62,13 +62,17 @@ def evaluate_robustness(
     named = as_named(attacks)
     refuse_savers(evaluator)
     recorder = CaseRecorder(image_key, intensity)
+    handlers = {
+        name: AttackHandler(attack, image_key=image_key, label_key=label_key, mask_key=mask_key, seed=seed)
+        for name, attack in named.items()
+    }
     metrics, details, kept = {}, {}, {}
     total = (len(named) + 1) * (evaluator.state.epoch_length or 0)
     try:
         with tqdm(total=total or None, desc="robustness", disable=not progress) as bar:
             for run in (CLEAN, *named):
                 bar.set_postfix_str(run)
-                _run(evaluator, run, named.get(run), recorder, bar, image_key, label_key, mask_key, seed)
+                _run(evaluator, run, handlers.get(run), recorder, bar)
                 metrics[run] = dict(evaluator.state.metrics)
                 details[run] = copy.copy(evaluator.state.metric_details)
                 if run == CLEAN:
@@ -81,29 +85,16 @@ def evaluate_robustness(
     return recorder.report(metrics, details, named)
 
 
-def _run(
-    evaluator: Any,
-    run: str,
-    attack: Attack | None,
-    recorder: CaseRecorder,
-    bar: Any,
-    image_key: str,
-    label_key: str,
-    mask_key: str | None,
-    seed: int,
-) -> None:
-    """One run of the evaluator, with what records it attached and taken off again."""
-    handler = None
-    if attack is not None:
-        handler = AttackHandler(attack, image_key=image_key, label_key=label_key, mask_key=mask_key, seed=seed)
+def _run(evaluator: Any, run: str, handler: AttackHandler | None, recorder: CaseRecorder, bar: Any) -> None:
+    """One run of the evaluator, clean where there is no handler, with what records it attached and taken off again."""
     clean: list[Any] = []
 
     def keep_clean(engine: Any) -> None:
         batch = engine.state.batch
-        clean[:] = [batch[image_key] if isinstance(batch, dict) else batch[0]]
+        clean[:] = [batch[recorder.image_key] if isinstance(batch, dict) else batch[0]]
 
     def record(engine: Any) -> None:
-        if attack is None:
+        if handler is None:
             recorder.begin_batch(engine.state.batch)
         else:
             recorder.check_batch(run, engine.state.batch)
@@ -116,7 +107,7 @@ def _run(
     evaluator.add_event_handler(Events.ITERATION_COMPLETED, record)
     evaluator._internal_run_generator = None  # of a run that failed: ignite would go on with it, and do nothing
     try:
-        with nullcontext() if attack is None else without_recording(evaluator):
+        with nullcontext() if handler is None else without_recording(evaluator):
             evaluator.run()
     finally:
         evaluator.remove_event_handler(keep_clean, Events.ITERATION_STARTED)
