@@ -7,9 +7,10 @@ Importing the package loads its components, so that MONAI's configuration files 
 
 from __future__ import annotations
 
-from monai_smia import attacks, bundle, engines, handlers, intensity, reports
+from monai_smia import attacks, bundle, engines, handlers, inferers, intensity, reports
 from monai_smia.engines import AttackEvaluator, evaluate_robustness
 from monai_smia.handlers import AttackHandler
+from monai_smia.inferers import GradientSlidingWindowInferer
 from monai_smia.intensity import IntensityScale
 from monai_smia.reports import RobustnessReport
 
@@ -18,6 +19,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AttackEvaluator",
     "AttackHandler",
+    "GradientSlidingWindowInferer",
     "IntensityScale",
     "RobustnessReport",
     "attacks",
@@ -25,6 +27,7 @@ __all__ = [
     "engines",
     "evaluate_robustness",
     "handlers",
+    "inferers",
     "intensity",
     "reports",
 ]

@@ -6,7 +6,7 @@ import importlib
 from pathlib import Path
 
 LIST = Path(__file__).with_name("public_names.txt")
-MODULES = ["attacks", "bundle", "data", "engines", "handlers", "reports"]
+MODULES = ["attacks", "bundle", "data", "engines", "handlers", "inferers", "reports"]
 
 
 def public_names() -> list[str]:

@@ -205,7 +205,7 @@ class Attack(ABC):
         def judged(adversarial: torch.Tensor, prediction: Any) -> Verdict:
             return Verdict(adversarial, losses(prediction), succeeds(prediction)(prediction, target))
 
-        query = Query(network, inferer, checks.as_amp(self.amp), dtype, check)
+        query = Query(network, inferer, checks.as_amp(self.amp), dtype, check, setting.threat.mask)
         best = None
         bad = torch.zeros(len(image), dtype=torch.long, device=image.device)
         for _ in range(self.restarts):

@@ -29,6 +29,13 @@ class Objective(ABC):
         """Ask the network what is needed besides the iterate's prediction, while no graph of that is in memory yet."""
         return trial
 
+    def beside(self, trial: Trial) -> torch.Tensor | None:
+        """An image to be predicted without a gradient beside the iterate; `trial.asked` is then its prediction.
+
+        An inferer that can, predicts both in one pass; otherwise this image comes first.
+        """
+        return None
+
     def gradient(self, prediction: Any, target: Any, trial: Trial, differentiate: Differentiate) -> torch.Tensor:
         """Gradient of each sample's value, ``BCHW[D]``; overridden where terms are combined after it."""
         return differentiate(self(prediction, target, trial))

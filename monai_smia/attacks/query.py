@@ -5,7 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from dataclasses import replace
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from monai.inferers import SimpleInferer
@@ -18,6 +19,17 @@ from monai_smia.attacks.trial import Trial
 FLOAT16_SCALE = 1024.0  # a gradient under 6e-8 is zero in float16
 
 
+@runtime_checkable
+class WindowInferer(Protocol):
+    """What an inferer that predicts window by window may offer an attack, see `GradientSlidingWindowInferer`."""
+
+    def within(self, mask: torch.Tensor) -> Callable[..., Any]:
+        """The inferer for an image that may change inside `mask` only, which spares it gradients elsewhere."""
+
+    def beside(self, inputs: torch.Tensor, other: torch.Tensor, network: Callable[..., Any]) -> tuple[Any, Any]:
+        """Predictions at both images in one pass; only the first carries a gradient."""
+
+
 class Query:
     """Predictions and gradients of one network through one inferer.
 
@@ -27,6 +39,7 @@ class Query:
         amp: precision of the gradient passes; ``None`` leaves the caller's autocast as it is.
         dtype: what the network is given; an attack's own arithmetic is in single precision at least.
         check: called once, with the first prediction, to refuse a target that does not fit it.
+        mask: where the image may change; gradients elsewhere are not looked at. ``None`` for everywhere.
     """
 
     def __init__(
@@ -36,9 +49,13 @@ class Query:
         amp: torch.dtype | None,
         dtype: torch.dtype,
         check: Callable[[Any], None],
+        mask: torch.Tensor | None = None,
     ) -> None:
         self.network = network
-        self.inferer = None if type(inferer) is SimpleInferer else inferer
+        self.inferer: Any = None if type(inferer) is SimpleInferer else inferer
+        self.narrowed: Any = self.inferer
+        if mask is not None and self._by_windows:
+            self.narrowed = self.inferer.within(mask)
         self.amp = amp
         self.dtype = dtype
         self.check = check
@@ -47,12 +64,12 @@ class Query:
 
     def predict(self, image: torch.Tensor) -> Any:
         """The prediction of the gradient passes, in single precision at least; differentiable if `image` is."""
-        return self._predict(image, self._autocast(image, self.amp))
+        return self._predict(image, self.amp)
 
     @torch.no_grad()
     def judge(self, image: torch.Tensor) -> Any:
         """The prediction without a graph, in single precision where `amp` lowers that of the gradient passes."""
-        return self._predict(image, self._autocast(image, None if self.amp is None else torch.float32))
+        return self._predict(image, None if self.amp is None else torch.float32)
 
     def gradient(
         self, objective: Objective, at: torch.Tensor, target: Any, trial: Trial, view: View | None = None
@@ -77,8 +94,17 @@ class Query:
             return gradient / scale if scale != 1 else gradient
 
         trial = objective.prepare(trial)
+        other = objective.beside(trial)
         try:
-            prediction = self.predict(leaf) if view is None else view.undo(self.predict(view.apply(leaf)))
+            if view is not None:
+                trial = self._ask(trial, other)
+                prediction = view.undo(self.predict(view.apply(leaf)))
+            elif other is not None and self._by_windows:
+                prediction, asked = self._predict_beside(leaf, other)
+                trial = replace(trial, asked=asked)
+            else:
+                trial = self._ask(trial, other)
+                prediction = self._predict(leaf, self.amp, self.narrowed)
             gradient = objective.gradient(prediction, target, trial, differentiate)
         except RuntimeError as error:
             if "inplace operation" in str(error) or "in-place operation" in str(error):
@@ -91,15 +117,40 @@ class Query:
             raise
         return gradient.detach(), map_tensors(prediction, torch.Tensor.detach)
 
-    def _predict(self, image: torch.Tensor, precision: AbstractContextManager[Any]) -> Any:
+    @property
+    def _by_windows(self) -> bool:
+        return isinstance(self.inferer, WindowInferer)
+
+    @torch.no_grad()
+    def _ask(self, trial: Trial, other: torch.Tensor | None) -> Trial:
+        """The trial with the prediction that its objective asks for beside the iterate's."""
+        return trial if other is None else replace(trial, asked=self.predict(other))
+
+    def _predict_beside(self, image: torch.Tensor, other: torch.Tensor) -> tuple[Any, Any]:
+        """Predictions at both, in one pass of an inferer that can."""
+        self.forward_passes += 2
+        with self._autocast(image, self.amp):
+            pair = self.narrowed.beside(self._given(image), self._given(other), self.network)
+        first, second = (map_tensors(prediction, _widened) for prediction in pair)
+        if self.forward_passes == 2:
+            self.check(first)
+        return first, second
+
+    def _predict(self, image: torch.Tensor, precision: torch.dtype | None, inferer: Any = None) -> Any:
         self.forward_passes += 1
-        with precision:
-            # a copy, so that a network that changes its input changes neither the iterate nor a leaf of the graph
-            given = image.clone() if image.dtype == self.dtype else image.to(self.dtype)
-            prediction = self.network(given) if self.inferer is None else self.inferer(given, self._cloned)
+        inferer = self.inferer if inferer is None else inferer
+        with self._autocast(image, precision):
+            if inferer is None:
+                prediction = self.network(self._given(image))
+            else:
+                prediction = inferer(self._given(image), self.network if self._by_windows else self._cloned)
         if self.forward_passes == 1:
             self.check(prediction)
-        return map_tensors(prediction, lambda x: x.float() if x.dtype in (torch.float16, torch.bfloat16) else x)
+        return map_tensors(prediction, _widened)
+
+    def _given(self, image: torch.Tensor) -> torch.Tensor:
+        """A copy, so that a network that changes its input changes neither the iterate nor a leaf of the graph."""
+        return image.clone() if image.dtype == self.dtype else image.to(self.dtype)
 
     def _cloned(self, *args: Any, **kwargs: Any) -> Any:
         """The network for inferers: they weight its output in place, which a softmax's gradient does not survive."""
@@ -118,3 +169,8 @@ class Query:
         return torch.autocast(
             image.device.type, dtype=dtype if dtype != torch.float32 else None, enabled=dtype != torch.float32
         )
+
+
+def _widened(prediction: torch.Tensor) -> torch.Tensor:
+    """In single precision at least."""
+    return prediction.float() if prediction.dtype in (torch.float16, torch.bfloat16) else prediction

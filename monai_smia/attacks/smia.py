@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -104,11 +104,8 @@ class Stabilized(Objective):
     combine: str
     activation: str
 
-    def prepare(self, trial: Trial) -> Trial:
-        if trial.previous is None:
-            return trial
-        with torch.no_grad():
-            return replace(trial, asked=trial.predict(self.twin(trial)))
+    def beside(self, trial: Trial) -> torch.Tensor | None:
+        return None if trial.previous is None else self.twin(trial)
 
     def __call__(self, prediction: Any, target: Any, trial: Trial) -> torch.Tensor:
         value = self.deviation(prediction, target, trial)
@@ -133,7 +130,7 @@ class Stabilized(Objective):
         return trial.project(trial.previous + self.kernel(trial.update))
 
     def stabilization(self, prediction: Any, target: Any, trial: Trial) -> torch.Tensor:
-        """``-D`` between the prediction and the twin's, ``(B,)``; the twin's, from `prepare`, carries no gradient."""
+        """``-D`` between the prediction and the twin's, ``(B,)``; the twin's carries no gradient."""
         twin = trial.asked
         if not isinstance(self.divergence, str):
             return -self.divergence(prediction, twin, target)
@@ -156,6 +153,7 @@ class SMIA(GradientAttack):
 
     The twin's prediction carries no gradient; W is a symmetric Gaussian that sums to 1. From the second step on an
     iteration costs two forward passes (twin and iterate) and one backward pass, two with ``combine="gradient"``.
+    Through a `GradientSlidingWindowInferer` twin and iterate share the forward pass over the windows.
 
     Args:
         stabilization_weight: :math:`\lambda \ge 0`; 0 is BIM, bit for bit, at BIM's cost.

@@ -24,7 +24,7 @@ class Trial:
         predict: network and inferer; every call is counted as a forward pass.
         project: brings any image back to the threat model (budget, mask, bounds).
         restrict: zeroes a gradient where the mask forbids a change.
-        asked: what the objective asked of the network before the iterate's own prediction, see `Objective.prepare`.
+        asked: what the objective asked of the network beside the iterate's own prediction, see `Objective`.
     """
 
     image: torch.Tensor

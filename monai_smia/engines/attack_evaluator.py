@@ -165,6 +165,7 @@ class AttackEvaluator(SupervisedEvaluator):
             mask_key=self.mask_key,
             generator=self._generators[name],
             callback=show,
+            progress=self.progress,
         )
         clean = self._raw[self.image_key] if isinstance(self._raw, dict) else self._raw[0]
         self.state.batch = batch

@@ -63,7 +63,9 @@ def evaluate_robustness(
     refuse_savers(evaluator)
     recorder = CaseRecorder(image_key, intensity)
     handlers = {
-        name: AttackHandler(attack, image_key=image_key, label_key=label_key, mask_key=mask_key, seed=seed)
+        name: AttackHandler(
+            attack, image_key=image_key, label_key=label_key, mask_key=mask_key, seed=seed, progress=progress
+        )
         for name, attack in named.items()
     }
     metrics, details, kept = {}, {}, {}

@@ -19,7 +19,8 @@ class AttackHandler:
     """Replaces the image of every batch by an adversarial one, before the iteration sees it.
 
     Attached to a `SupervisedEvaluator` it makes the evaluation adversarial; attached to a `SupervisedTrainer` it is
-    adversarial training. The engine's network, ``prepare_batch``, inferer, device and autocast are used as they are;
+    adversarial training. The engine's network, ``prepare_batch``, inferer, device and autocast are used as they are, a
+    sliding-window inferer by way of `gradient_inferer`, which attacks whole volumes exactly at constant memory;
     the network's mode, gradients and buffers are left as found. ``batch["image_clean"]`` keeps the clean image,
     ``engine.state.attack_result`` the `AttackResult` of the samples attacked, ``engine.state.attacked`` their indices.
 
@@ -34,6 +35,7 @@ class AttackHandler:
         seed: of the attack's randomness. It is started anew from ``seed + epoch`` at every epoch, so that a training
             resumed from a checkpoint draws what it would have drawn.
         callback: ``callback(trial, prediction)`` after each gradient.
+        progress: show a pass over the windows of an image that takes more than two seconds.
 
     Raises:
         TypeError, ValueError: at construction, naming the argument.
@@ -57,6 +59,7 @@ class AttackHandler:
         eps_schedule: Callable[[int], Any] | None = None,
         seed: int = 0,
         callback: Callable[[Any, Any], None] | None = None,
+        progress: bool = True,
     ) -> None:
         if not isinstance(attack, Attack):
             raise TypeError(f"attack: expected an Attack; got {type(attack).__name__}")
@@ -73,6 +76,7 @@ class AttackHandler:
         self.eps_schedule = eps_schedule
         self.seed = seed
         self.callback = callback
+        self.progress = progress
         self._generator = torch.Generator()
 
     def attach(self, engine: Any) -> None:
@@ -120,5 +124,6 @@ class AttackHandler:
             generator=self._generator,
             only=only,
             callback=self.callback,
+            progress=self.progress,
         )
         engine.state.attacked = torch.arange(size) if only is None else only

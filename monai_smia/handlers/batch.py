@@ -14,6 +14,7 @@ from monai.utils import CommonKeys, convert_to_dst_type
 
 from monai_smia.attacks import Attack, AttackResult
 from monai_smia.attacks.loop import Observer
+from monai_smia.inferers import gradient_inferer
 
 CLEAN_SUFFIX = "_clean"
 
@@ -29,8 +30,11 @@ def attack_batch(
     generator: torch.Generator | None = None,
     only: torch.Tensor | None = None,
     callback: Observer | None = None,
+    progress: bool = True,
 ) -> tuple[Any, AttackResult]:
     """The batch with its image attacked, through the engine's own ``prepare_batch``, inferer, device and autocast.
+
+    A MONAI inferer that slides a window is replaced for the attack by its `gradient_inferer`.
 
     Args:
         engine: a MONAI engine with a network: `SupervisedEvaluator`, `SupervisedTrainer` or a subclass.
@@ -42,6 +46,7 @@ def attack_batch(
         generator: the attack's source of randomness.
         only: indices ``(N,)`` of the samples to attack; ``None`` for all. The others keep their clean image.
         callback: as in the attack's call.
+        progress: show a pass over the windows of an image that takes more than two seconds.
 
     Returns:
         A new batch, the old one untouched: the image is adversarial (metadata kept), the clean one is under
@@ -73,15 +78,17 @@ def attack_batch(
         size = len(inputs)
         targets, mask, args, kwargs = (_take(value, index, size) for value in (targets, mask, args, kwargs))
 
-    def inferer(images: torch.Tensor, network: Any) -> Any:
-        return engine.inferer(images, network, *args, **kwargs)
+    through = gradient_inferer(engine.inferer, progress=progress)
+
+    def with_arguments(images: torch.Tensor, network: Any) -> Any:
+        return through(images, network, *args, **kwargs)
 
     with autocast_of(engine):
         result = attack(
             engine.network,
             chosen,
             targets,
-            inferer=inferer if args or kwargs else engine.inferer,
+            inferer=with_arguments if args or kwargs else through,
             mask=mask,
             generator=generator,
             callback=callback,
