@@ -11,7 +11,9 @@ import benchmarks
 
 
 def main(arguments: list[str]) -> None:
-    names = sorted(module.name for module in pkgutil.iter_modules(benchmarks.__path__) if module.name != "__main__")
+    names = sorted(
+        module.name for module in pkgutil.iter_modules(benchmarks.__path__) if not module.name.startswith("_")
+    )
     chosen, options = (
         (names, arguments) if not arguments or arguments[0].startswith("-") else ([arguments[0]], arguments[1:])
     )

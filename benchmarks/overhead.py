@@ -5,25 +5,16 @@ from __future__ import annotations
 
 import argparse
 import copy
-import gc
-import os
-import platform
-import re
-import statistics
-import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import torch
 from monai.networks.nets import UNet, resnet18
 from torch import nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
+from benchmarks._measure import hardware, installed, race, spread, table
 from monai_smia.attacks import PGD, SMIA, AttackResult, GradientAttack
 
 SEED = 0
@@ -158,51 +149,6 @@ def bare(network: nn.Module, case: Case, passes: int, forwards: int) -> Callable
     return run
 
 
-@dataclass(frozen=True)
-class Time:
-    """Seconds of one run, by the clock and of the processor's cores together."""
-
-    wall: float
-    cpu: float
-
-
-def timed(run: Callable[[], Any]) -> Time:
-    gc.collect()
-    wall, cpu = time.perf_counter(), time.process_time()
-    run()
-    return Time(time.perf_counter() - wall, time.process_time() - cpu)
-
-
-def race(groups: dict[str, list[Callable[[], Any]]], repeats: int, title: str) -> dict[str, list[list[Time]]]:
-    """Times of each group's runs, by round.
-
-    What is compared runs one right after the other. Every round begins with another group, and every other round turns
-    each group around.
-    """
-    names = list(groups)
-    times: dict[str, list[list[Time]]] = {name: [] for name in names}
-    with tqdm(total=repeats * sum(map(len, groups.values())), desc=title, file=sys.stderr) as progress:
-        for turn in range(repeats):
-            direction = 1 if turn % 2 == 0 else -1
-            for name in names[turn % len(names) :] + names[: turn % len(names)]:
-                row = []
-                for run in groups[name][::direction]:
-                    row.append(timed(run))
-                    progress.update()
-                times[name].append(row[::direction])
-    return times
-
-
-def spread(values: list[float]) -> str:
-    return f"{statistics.median(values):.2f} [{min(values):.2f}..{max(values):.2f}]"
-
-
-def table(header: list[str], rows: list[list[str]]) -> None:
-    for row in (header, ["---"] * len(header), *rows):
-        print("| " + " | ".join(row) + " |")
-    print(flush=True)
-
-
 def overhead(case: Case, repeats: int) -> None:
     """The first table: every attack over the passes that it makes."""
     network = copy.deepcopy(case.network).requires_grad_(False)
@@ -303,25 +249,9 @@ def precision(case: Case, repeats: int) -> None:
     table(header, rows)
 
 
-def installed(distribution: str) -> str:
-    try:
-        return version(distribution)
-    except PackageNotFoundError:
-        return "(not installed)"
-
-
 def environment(arguments: argparse.Namespace) -> None:
     """Everything that the numbers depend on."""
-    info = Path("/proc/cpuinfo")
-    text = info.read_text() if info.is_file() else ""
-    model = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
-    flags = sorted(set(re.findall(r"\b(avx512_bf16|amx_bf16)\b", text)))
-    names = ["torch", "monai", "numpy", *(distribution for distribution, _ in PEERS.values())]
-    load = f"{os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else "unknown"
-    print(f"- processor: {model[1] if model else platform.processor() or 'unknown'}, {os.cpu_count()} cores")
-    print(f"- threads: {torch.get_num_threads()}; load at the start: {load}")
-    print(f"- vector instructions: {torch.backends.cpu.get_cpu_capability()}; bfloat16: {', '.join(flags) or 'none'}")
-    print(f"- Python {platform.python_version()}, {', '.join(f'{name} {installed(name)}' for name in names)}")
+    hardware([distribution for distribution, _ in PEERS.values()])
     print(f"- networks with random weights, images and labels drawn with seed {SEED}; nothing is trained")
     print(f"- Linf, eps {EPS * 255:g}/255, step {STEP * 255:g}/255, {STEPS} steps, no random start, cross-entropy")
     print(

@@ -1,0 +1,25 @@
+# SPDX-License-Identifier: Apache-2.0
+"""MONAI transforms that attack images one by one: array and dictionary versions, always or with a probability."""
+
+from __future__ import annotations
+
+from monai_smia.transforms.adversarial import AdversarialAttack, RandAdversarialAttack
+from monai_smia.transforms.dictionary import (
+    AdversarialAttackD,
+    AdversarialAttackd,
+    AdversarialAttackDict,
+    RandAdversarialAttackD,
+    RandAdversarialAttackd,
+    RandAdversarialAttackDict,
+)
+
+__all__ = [
+    "AdversarialAttack",
+    "AdversarialAttackD",
+    "AdversarialAttackDict",
+    "AdversarialAttackd",
+    "RandAdversarialAttack",
+    "RandAdversarialAttackD",
+    "RandAdversarialAttackDict",
+    "RandAdversarialAttackd",
+]
