@@ -12,6 +12,7 @@ import torch
 from monai_smia.attacks import Attack, AttackResult
 from monai_smia.handlers.batch import case_files
 from monai_smia.intensity import IntensityScale
+from monai_smia.metrics import compute_perturbation_norm
 from monai_smia.reports import CLEAN, RobustnessReport
 
 
@@ -35,6 +36,10 @@ def as_named(attacks: Mapping[str, Attack] | Sequence[Attack]) -> dict[str, Atta
         if name == CLEAN:
             raise ValueError(f"attacks: {CLEAN!r} names the run without an attack; expected another name")
     return dict(attacks)
+
+
+SIZES: dict[str, float | str] = {"largest_change": "inf", "l2_change": 2, "l1_change": 1, "changed_voxels": 0}
+"""Column to norm of the perturbation, in the report's unit; the last is a count."""
 
 
 class CaseRecorder:
@@ -75,24 +80,22 @@ class CaseRecorder:
 
     def add(self, attack: str, image: torch.Tensor, result: AttackResult) -> None:
         """Note what an attack did to the batch begun last."""
-        adversarial = torch.as_tensor(result.adversarial)
-        change = adversarial - torch.as_tensor(image).to(adversarial)
-        largest = change.flatten(1).abs().amax(1)
-        if self.intensity is not None:
-            largest = self.intensity.to_physical(largest)
         columns = {
             "clean_loss": result.clean_loss,
             "loss": result.loss,
             "clean_success": result.clean_success,
             "success": result.success,
-            "largest_change": largest,
+            **{
+                name: compute_perturbation_norm(image, result.adversarial, norm, self.intensity)
+                for name, norm in SIZES.items()
+            },
             "forward_passes": result.forward_passes,
             "backward_passes": result.backward_passes,
             "nonfinite_gradients": result.nonfinite_gradients,
         }
         lists = {name: value.tolist() for name, value in columns.items()}
         rows = self.rows.setdefault(attack, [])
-        rows += [{name: values[i] for name, values in lists.items()} for i in range(len(largest))]
+        rows += [{name: values[i] for name, values in lists.items()} for i in range(len(result.loss))]
 
     def report(
         self, metrics: dict[str, dict[str, Any]], details: dict[str, dict[str, Any]], attacks: Mapping[str, Attack]

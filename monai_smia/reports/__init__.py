@@ -4,5 +4,6 @@
 from __future__ import annotations
 
 from monai_smia.reports.report import CLEAN, RobustnessReport
+from monai_smia.reports.summary import bootstrap_interval, paired_cases, summarize
 
-__all__ = ["CLEAN", "RobustnessReport"]
+__all__ = ["CLEAN", "RobustnessReport", "bootstrap_interval", "paired_cases", "summarize"]
