@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from monai_smia.attacks.heads import LossFunction, main_output, takes_floats, takes_indices
-from monai_smia.attacks.nested import slice_sample
+from monai_smia.attacks.nested import slice_sample, slice_target
 
 
 def check_loss(loss_function: LossFunction) -> None:
@@ -64,7 +64,7 @@ def per_sample(loss_function: LossFunction, prediction: Any, target: Any, batch:
     Args:
         loss_function: any callable ``(prediction, target)``.
         prediction: the network's output, ``BC[HWD]`` or a nesting of such tensors.
-        target: labels, batch axis first.
+        target: labels, batch axis first, or a list with one dictionary per sample.
         batch: number of samples.
 
     Returns:
@@ -80,7 +80,7 @@ def per_sample(loss_function: LossFunction, prediction: Any, target: Any, batch:
     """
     target = fit_target(loss_function, prediction, target)
     try:
-        values = [loss_function(slice_sample(prediction, i), slice_sample(target, i)) for i in range(batch)]
+        values = [loss_function(slice_sample(prediction, i), slice_target(target, i)) for i in range(batch)]
     except (ValueError, AssertionError, IndexError) as error:
         shapes = [tuple(x.shape) if isinstance(x, torch.Tensor) else type(x).__name__ for x in (prediction, target)]
         raise ValueError(

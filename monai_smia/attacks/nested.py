@@ -24,3 +24,13 @@ def map_tensors(value: Any, function: Callable[[torch.Tensor], torch.Tensor]) ->
 def slice_sample(value: Any, index: int) -> Any:
     """Sample `index` of a batch, still with its batch axis; numbers without axes as they are."""
     return map_tensors(value, lambda tensor: tensor[index : index + 1] if tensor.ndim else tensor)
+
+
+def slice_target(value: Any, index: int) -> Any:
+    """Sample `index` of a batch of targets: entry `index` of a list of dictionaries, which detectors take one a sample.
+
+    The entry stays in a list; any other target is sliced as a prediction is.
+    """
+    if isinstance(value, (tuple, list)) and value and all(isinstance(item, dict) for item in value):
+        return value[index : index + 1]
+    return slice_sample(value, index)
