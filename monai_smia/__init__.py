@@ -7,8 +7,8 @@ Importing the package loads its components, so that MONAI's configuration files 
 
 from __future__ import annotations
 
-from monai_smia import attacks, bundle, engines, handlers, inferers, intensity, reports
-from monai_smia.engines import AttackEvaluator, evaluate_robustness
+from monai_smia import attacks, bundle, engines, handlers, inferers, intensity, losses, metrics, reports, transforms
+from monai_smia.engines import AttackEvaluator, RobustTrainer, evaluate_robustness
 from monai_smia.handlers import AttackHandler
 from monai_smia.inferers import GradientSlidingWindowInferer
 from monai_smia.intensity import IntensityScale
@@ -21,6 +21,7 @@ __all__ = [
     "AttackHandler",
     "GradientSlidingWindowInferer",
     "IntensityScale",
+    "RobustTrainer",
     "RobustnessReport",
     "attacks",
     "bundle",
@@ -29,5 +30,8 @@ __all__ = [
     "handlers",
     "inferers",
     "intensity",
+    "losses",
+    "metrics",
     "reports",
+    "transforms",
 ]

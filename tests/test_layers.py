@@ -14,7 +14,18 @@ ROOT = Path(__file__).parents[1] / "monai_smia"
 FILES = sorted(ROOT.rglob("*.py"))
 ATTACKS = sorted((ROOT / "attacks").rglob("*.py"))
 PACKAGE = "monai_smia"
-LAYERS = ["attacks", "inferers", "intensity", "reports", "handlers", "engines", "bundle"]
+LAYERS = [
+    "attacks",
+    "inferers",
+    "losses",
+    "transforms",
+    "intensity",
+    "metrics",
+    "reports",
+    "handlers",
+    "engines",
+    "bundle",
+]
 
 
 def name_of(path: Path) -> str:

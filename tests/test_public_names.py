@@ -6,7 +6,18 @@ import importlib
 from pathlib import Path
 
 LIST = Path(__file__).with_name("public_names.txt")
-MODULES = ["attacks", "bundle", "data", "engines", "handlers", "inferers", "reports"]
+MODULES = [
+    "attacks",
+    "bundle",
+    "data",
+    "engines",
+    "handlers",
+    "inferers",
+    "losses",
+    "metrics",
+    "reports",
+    "transforms",
+]
 
 
 def public_names() -> list[str]:

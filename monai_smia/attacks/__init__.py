@@ -6,6 +6,8 @@ from __future__ import annotations
 from monai_smia.attacks.attack import Attack, GradientAttack, Setting
 from monai_smia.attacks.criteria import Criterion, DiceBelow, Misclassification, Not
 from monai_smia.attacks.dense import CosPGD, SegPGD
+from monai_smia.attacks.detection import DetectionDivergence, DetectionLoss, DetectorHeads, HeadOutputs
+from monai_smia.attacks.detection_criteria import BoxesMissed, FalsePositives
 from monai_smia.attacks.freezing import frozen
 from monai_smia.attacks.gradients import AtIterate, Gradient
 from monai_smia.attacks.loop import Recipe, ascend
@@ -16,6 +18,7 @@ from monai_smia.attacks.smia import SMIA
 from monai_smia.attacks.smoothing import Gaussian
 from monai_smia.attacks.steps import Chain, Largest, Momentum, Normalize, Scale, Sign, Smooth, Step, steepest
 from monai_smia.attacks.threat_models import LpBall, ThreatModel
+from monai_smia.attacks.tpgd import TPGD
 from monai_smia.attacks.trial import Trial
 
 __all__ = [
@@ -27,19 +30,26 @@ __all__ = [
     "PGD",
     "SMIA",
     "TIFGSM",
+    "TPGD",
     "VMIFGSM",
     "AtIterate",
     "Attack",
     "AttackResult",
+    "BoxesMissed",
     "Chain",
     "CosPGD",
     "Criterion",
+    "DetectionDivergence",
+    "DetectionLoss",
+    "DetectorHeads",
     "Deviation",
     "DiceBelow",
+    "FalsePositives",
     "Gaussian",
     "GaussianNoise",
     "Gradient",
     "GradientAttack",
+    "HeadOutputs",
     "Largest",
     "LpBall",
     "Misclassification",

@@ -52,8 +52,10 @@ class Query:
         mask: torch.Tensor | None = None,
     ) -> None:
         self.network = network
-        self.inferer: Any = None if type(inferer) is SimpleInferer else inferer
-        self.narrowed: Any = self.inferer
+        self.inferer: Any = inferer
+        if type(inferer) is SimpleInferer:
+            self.inferer = None
+        self.narrowed = self.inferer
         if mask is not None and self._by_windows:
             self.narrowed = self.inferer.within(mask)
         self.amp = amp

@@ -18,7 +18,7 @@ from monai_smia.attacks import Attack
 from monai_smia.engines.guards import refuse_image_savers
 from monai_smia.engines.records import CaseRecorder, as_named
 from monai_smia.handlers.attack_events import AttackEvents
-from monai_smia.handlers.batch import attack_batch
+from monai_smia.handlers.batch import attack_batch, epoch_seed
 from monai_smia.intensity import IntensityScale
 from monai_smia.reports import CLEAN, RobustnessReport
 
@@ -136,7 +136,7 @@ class AttackEvaluator(SupervisedEvaluator):
 
     def _reseed(self, engine: Any) -> None:
         for generator in self._generators.values():
-            generator.manual_seed(self.seed + self.state.epoch)
+            generator.manual_seed(epoch_seed(self.seed, self.state.epoch))
 
     def _keep_batch(self, engine: Any) -> None:
         self._raw = self.state.batch

@@ -12,7 +12,7 @@ from ignite.engine import Events
 from monai.utils import CommonKeys
 
 from monai_smia.attacks import Attack
-from monai_smia.handlers.batch import attack_batch
+from monai_smia.handlers.batch import attack_batch, epoch_seed
 
 
 class AttackHandler:
@@ -33,7 +33,7 @@ class AttackHandler:
         start_epoch: first epoch, counted from 1, that is attacked.
         eps_schedule: ``epoch -> eps``, replaces the attack's eps from then on; ``None`` keeps it.
         seed: of the attack's randomness. It is started anew from ``seed + epoch`` at every epoch, so that a training
-            resumed from a checkpoint draws what it would have drawn.
+            resumed from a checkpoint draws what it would have drawn; processes that train together draw differently.
         callback: ``callback(trial, prediction)`` after each gradient.
         progress: show a pass over the windows of an image that takes more than two seconds.
 
@@ -96,7 +96,7 @@ class AttackHandler:
 
     def reseed(self, engine: Any) -> None:
         """Start the randomness of this epoch."""
-        self._generator.manual_seed(self.seed + engine.state.epoch)
+        self._generator.manual_seed(epoch_seed(self.seed, engine.state.epoch))
 
     def __call__(self, engine: Any) -> None:
         """Attack the batch that the engine is about to process."""

@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
 import torch
 from monai.data import MetaTensor
 from monai.utils import CommonKeys, convert_to_dst_type
@@ -17,6 +18,7 @@ from monai_smia.attacks.loop import Observer
 from monai_smia.inferers import gradient_inferer
 
 CLEAN_SUFFIX = "_clean"
+RANK_STRIDE = 1_000_003  # more than any number of epochs
 
 
 def attack_batch(
@@ -101,6 +103,11 @@ def attack_batch(
     if isinstance(batch, dict):
         return {**batch, image_key: adversarial, image_key + CLEAN_SUFFIX: original}, result
     return type(batch)((adversarial, *batch[1:])), result
+
+
+def epoch_seed(seed: int, epoch: int) -> int:
+    """The seed of an epoch's attacks: the same again in a run resumed there, another one in every process."""
+    return seed + epoch + RANK_STRIDE * idist.get_rank()
 
 
 def autocast_of(engine: Any) -> AbstractContextManager[Any]:

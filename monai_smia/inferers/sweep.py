@@ -133,38 +133,53 @@ class Sweep:
         count = sum(len(visit.windows) for visit in visits)
         with self._as_before(), self._bar("gradient", None if self.total is None else count) as bar:
             for visit in visits:
-                self._set_random_state(visit.random)
-                windows = gather(image, visit.windows).to(self.device).requires_grad_(wants_image)
-                outputs, own = self._again(windows, visit.windows)
-                weights = weights if own is None else resized(own, self.shapes, self.window)
-                pulls = {
-                    i: blendings[i].transpose(gradient, visit.windows, weights[i]).to(outputs[i].dtype)
-                    for i, gradient in given.items()
-                    if outputs[i].requires_grad
-                }
-                if not pulls and not parameters:
-                    raise RuntimeError(
-                        "network: expected a prediction that depends differentiably on the image; no gradient reaches "
-                        "it (is there a detach, an argmax or a no_grad inside?)"
-                    )
-                targets = [*([windows] if wants_image else []), *parameters]
-                found = torch.autograd.grad(
-                    [outputs[i] for i in pulls], targets, list(pulls.values()), allow_unused=True
-                )
-                if total is not None:
-                    if found[0] is not None:
-                        scatter(total, visit.windows, found[0])
-                    found = found[1:]
-                for value, gradient in zip(sums, found, strict=True):
-                    if gradient is not None:
-                        value += gradient
+                self._add_gradients(visit, image, given, blendings, total, parameters, sums)
                 bar.update(len(visit.windows))
         if total is not None and mask is not None:
             total.masked_fill_(~mask, 0.0)
         return total, sums
 
-    def _again(self, windows: torch.Tensor, where: tuple[Index, ...]) -> tuple[list[torch.Tensor], torch.Tensor | None]:
-        """Outputs of a batch of windows, with a graph, and their weight where it is not that of all others."""
+    def _add_gradients(
+        self,
+        visit: Visit,
+        image: torch.Tensor,
+        given: dict[int, torch.Tensor],
+        blendings: dict[int, Blending],
+        total: torch.Tensor | None,
+        parameters: Sequence[nn.Parameter],
+        sums: Sequence[torch.Tensor],
+    ) -> None:
+        """Add what a batch of windows contributes; nothing of it is in memory when the next one comes."""
+        self._set_random_state(visit.random)
+        windows = gather(image, visit.windows).to(self.device).requires_grad_(total is not None)
+        outputs, weight = self._again(windows, visit.windows)
+        weights = resized(weight, self.shapes, self.window)
+        pulls = {
+            i: blendings[i].transpose(gradient, visit.windows, weights[i]).to(outputs[i].dtype)
+            for i, gradient in given.items()
+            if outputs[i].requires_grad
+        }
+        targets = [*([windows] if total is not None else []), *parameters]
+        found: list[torch.Tensor | None] = [None] * len(targets)
+        if pulls:
+            outs = [outputs[i] for i in pulls]
+            found = list(torch.autograd.grad(outs, targets, list(pulls.values()), allow_unused=True))
+        if all(gradient is None for gradient in found):
+            raise RuntimeError(
+                "network: expected a prediction that depends differentiably on the image; no gradient reaches it "
+                "(is there a detach, an argmax or a no_grad inside?)"
+            )
+        if total is not None:
+            gradient = found.pop(0)
+            if gradient is not None:
+                scatter(total, visit.windows, gradient)
+        for value, gradient in zip(sums, found, strict=True):
+            if gradient is not None:
+                value += gradient
+
+    def _again(self, windows: torch.Tensor, where: tuple[Index, ...]) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """Outputs of a batch of windows, with a graph, and their weight."""
+        assert self.weight is not None
         with ExitStack() as stack:
             stack.enter_context(torch.enable_grad())
             for kind, enabled, dtype in self.autocast:
@@ -176,7 +191,7 @@ class Sweep:
             else:
                 outputs, _ = self.predictor(windows, where)
             if self.predictor.process_fn is None:
-                return outputs, None
+                return outputs, self.weight
             processed, weight = self.predictor.process_fn(outputs, windows, self.importance)
         if weight.requires_grad:
             raise ValueError(

@@ -14,6 +14,7 @@ from monai_smia.attacks import (
     PGD,
     SMIA,
     TIFGSM,
+    TPGD,
     VMIFGSM,
     CosPGD,
     GaussianNoise,
@@ -43,6 +44,7 @@ ATTACKS = {
     "SMIA-authors": _with(SMIA.authors, steps=3),
     "SegPGD": _with(SegPGD, steps=3),
     "CosPGD": _with(CosPGD, steps=3),
+    "TPGD": _with(TPGD, steps=3),
     "GaussianNoise": GaussianNoise,
 }
 TASKS = ("classification", "multilabel", "segmentation")
