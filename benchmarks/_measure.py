@@ -84,3 +84,14 @@ def hardware(distributions: Sequence[str] = ()) -> None:
     print(f"- threads: {torch.get_num_threads()}; load at the start: {load}")
     print(f"- vector instructions: {torch.backends.cpu.get_cpu_capability()}; bfloat16: {', '.join(flags) or 'none'}")
     print(f"- Python {platform.python_version()}, {', '.join(f'{name} {installed(name)}' for name in names)}")
+
+
+def data_folder() -> Path:
+    """The shared images: MONAI_SMIA_DATA, else `shared/data` beside the checkout."""
+    return Path(os.environ.get("MONAI_SMIA_DATA") or Path(__file__).parents[2] / "shared" / "data")
+
+
+def resident(field: str) -> int:
+    """``VmRSS`` or ``VmHWM`` of this process, in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))

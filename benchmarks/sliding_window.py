@@ -19,7 +19,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
-from benchmarks._measure import hardware, race, spread, table
+from benchmarks._measure import hardware, race, resident, spread, table
 from monai_smia.inferers import GradientSlidingWindowInferer
 
 SEED = 0
@@ -71,12 +71,6 @@ METHODS: dict[str, Callable[[nn.Module, torch.Tensor], torch.Tensor]] = {
     "checkpoint": through(SlidingWindowInferer(**SETTINGS), checkpointed),
     "autograd": through(SlidingWindowInferer(**SETTINGS)),
 }
-
-
-def resident(field: str) -> int:
-    """``VmRSS`` or ``VmHWM`` of this process, in bytes."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
 
 
 def measure(method: str, size: int) -> dict[str, float]:
