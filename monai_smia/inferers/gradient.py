@@ -48,6 +48,8 @@ class GradientSlidingWindowInferer(SlidingWindowInferer):
     same units; buffers (BatchNorm's statistics) move once. Where every submodule is in evaluation mode and nothing was
     drawn, the windows that are left fill up batches; a network in training mode meets the batches of the first pass.
 
+    An image that is one batch of windows is predicted once, with a graph: that is all there would be to save.
+
     Args:
         roi_size, sw_batch_size, args, kwargs: as in `SlidingWindowInferer`. ``progress=True`` shows both passes window
             by window, once one takes more than two seconds.
@@ -60,7 +62,7 @@ class GradientSlidingWindowInferer(SlidingWindowInferer):
         TypeError: at the call, when `parameters` is set and the network is no `nn.Module` or is a
             `DistributedDataParallel`, which would miss the gradients; wrap a module that calls the inferer instead.
         ValueError: for a weight map, a condition or another argument of the network that requires a gradient.
-        RuntimeError: in the backward pass, when no gradient reaches the image, as through an argmax; when it is
+        RuntimeError: in a second pass, when no gradient reaches the image, as through an argmax; when it is
             differentiated twice; when image or parameters were changed in place between the passes.
 
     Example:
@@ -119,7 +121,8 @@ class GradientSlidingWindowInferer(SlidingWindowInferer):
 
         Both images share one pass: a batch holds their windows at the same places, ``2 * sw_batch_size`` in all. It is
         without a graph, and so smaller than the backward pass of ``sw_batch_size`` windows. Networks that may not see
-        the images side by side (in training mode, plain callables, with a `process_fn`) get two passes.
+        the images side by side (in training mode, plain callables, with a `process_fn`) and images that are one batch
+        get two passes.
 
         Args:
             inputs, network, args, kwargs: as in a call.
@@ -132,7 +135,8 @@ class GradientSlidingWindowInferer(SlidingWindowInferer):
             raise ValueError(f"other: expected the shape of inputs, {tuple(inputs.shape)}; got {tuple(other.shape)}")
         modules = network.modules() if isinstance(network, nn.Module) else ()
         modes = [module.training for module in modules]
-        if not modes or any(modes) or self.process_fn is not None:
+        mixes = not modes or any(modes) or self.process_fn is not None
+        if mixes or self._count(inputs) <= self.sw_batch_size:
             with torch.no_grad():
                 second = self._run(other, None, network, args, dict(kwargs))[0]
             return self._run(inputs, None, network, args, kwargs)[0], second
@@ -192,6 +196,7 @@ class GradientSlidingWindowInferer(SlidingWindowInferer):
             buffer_steps=buffer_steps,
             buffer_dim=kwargs.pop("buffer_dim", self.buffer_dim),
         )
+        count = self._count(image)
         sweep = Sweep(
             Predictor(
                 network,
@@ -206,11 +211,16 @@ class GradientSlidingWindowInferer(SlidingWindowInferer):
             batch=self.sw_batch_size,
             buffered=buffer_steps is not None and buffer_steps > 0,
             device=torch.device(self.sw_device or image.device),
-            total=self._count(shape, window) * len(image) if self.progress else None,
+            total=count if self.progress else None,
         )
         mask = None if self.mask is None else self._reach(image, padded)
         twin = None if other is None else padded(_plain(other).detach())
-        outputs = Windows.apply(sweep, mask, twin, padded(image), *self._parameters(network))  # type: ignore[no-untyped-call]
+        parameters = self._parameters(network)
+        given = padded(image)
+        if count <= self.sw_batch_size and twin is None and (self.parameters or _frozen(network)):
+            outputs = sweep.predict(given if mask is None else torch.where(mask, given, given.detach()))
+        else:
+            outputs = Windows.apply(sweep, mask, twin, given, *parameters)  # type: ignore[no-untyped-call]
         if any(pads):
             outputs = [_cropped(output, window, pads, shape) for output in outputs]
         half = len(outputs) if other is None else len(outputs) // 2
@@ -232,13 +242,14 @@ class GradientSlidingWindowInferer(SlidingWindowInferer):
             )
         return self.roi_size
 
-    def _count(self, shape: Sequence[int], window: Sequence[int]) -> int:
-        """Windows per image, as MONAI lays them."""
+    def _count(self, image: torch.Tensor) -> int:
+        """How many windows MONAI lays over a batch of images."""
+        shape = image.shape[2:]
+        window = fall_back_tuple(self._window(len(shape)), shape)
         overlap = ensure_tuple_rep(self.overlap, len(shape))
         steps = [max(int(size * (1 - part)), 1) for size, part in zip(window, overlap, strict=True)]
-        return math.prod(
-            math.ceil(max(have - size, 0) / step) + 1 for have, size, step in zip(shape, window, steps, strict=True)
-        )
+        sizes = zip(shape, window, steps, strict=True)
+        return len(image) * math.prod(math.ceil(max(have - size, 0) / step) + 1 for have, size, step in sizes)
 
     def _reach(self, image: torch.Tensor, padded: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
         """The mask over space, on the padded grid; padding copies voxels, and so copies of the mask."""
@@ -351,6 +362,11 @@ def _cropped(output: torch.Tensor, window: Sequence[int], pads: Sequence[int], s
         before = pads[2 * (len(shape) - axis - 1)]
         index.append(slice(round(before * zoom), round((before + have) * zoom)))
     return output[tuple(index)]
+
+
+def _frozen(network: Callable[..., Any]) -> bool:
+    """Whether a graph of the network would lead to nothing but the image."""
+    return isinstance(network, nn.Module) and not any(parameter.requires_grad for parameter in network.parameters())
 
 
 def _refuse_gradients(values: dict[Any, Any]) -> None:

@@ -82,8 +82,8 @@ class Sweep:
                 bar.update(len(index))
                 if other is not None:
                     return [torch.cat(x.chunk(2), 1) for x in outputs]
-                # blending multiplies in place, which the image must not feel where a network hands its input back
-                return [x.clone() if _shares(x, windows) else x for x in outputs]
+                # blending multiplies in place: neither a graph nor an image handed back by the network may feel it
+                return [x.clone() if x.requires_grad or _shares(x, windows) else x for x in outputs]
 
             both = image if other is None else torch.cat((image, other), 1)
             result = self.blend(inputs=both, predictor=visit, process_fn=self._weigh, with_coord=True)
@@ -258,12 +258,10 @@ class Sweep:
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices, enabled=self.drew):
             try:
-                for module, training in self.modes:
-                    module.training = training
+                _set_modes(self.modes)
                 yield
             finally:
-                for module, training in modes:
-                    module.training = training
+                _set_modes(modes)
                 with torch.no_grad():
                     for buffer, value in buffers:
                         buffer.copy_(value)
@@ -299,6 +297,12 @@ class Windows(torch.autograd.Function):
         image, *parameters = ctx.saved_tensors
         found, sums = ctx.sweep.pull_back(image, gradients, parameters, ctx.needs_input_grad[3], ctx.mask)
         return None, None, None, found, *sums
+
+
+def _set_modes(modes: Sequence[tuple[nn.Module, bool]]) -> None:
+    for module, training in modes:
+        if module.training != training:
+            module.training = training
 
 
 def _shares(one: torch.Tensor, other: torch.Tensor) -> bool:

@@ -337,3 +337,39 @@ def test_progress_counts_windows(monkeypatch: pytest.MonkeyPatch) -> None:
         ]
         assert not any(bar.arguments["disable"] for bar in bars)
         bars.clear()
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("rank", [2, 3])
+def test_an_image_of_one_batch_is_predicted_once(rank: int, masked: bool) -> None:
+    """Windows that fit one batch keep their graph, unless parameters would get gradients that nobody asked for."""
+    image, other = picture(rank, size=WINDOW[rank]), picture(rank, size=WINDOW[rank]).detach().flip(2)
+    mask = torch.ones_like(image, dtype=torch.bool)
+    if masked:
+        mask[:, :, :3] = False
+    network = Counting(make("softmax", rank).requires_grad_(False))
+    ours = GradientSlidingWindowInferer(WINDOW[rank], 2, **SETTINGS).within(mask if masked else None)
+    prediction = ours(image, network)
+    (found,) = torch.autograd.grad(value(prediction), image)
+    assert network.seen == {False: 0, True: 2}
+    plain = SlidingWindowInferer(WINDOW[rank], 2, **SETTINGS)(image, lambda x: network.network(x).clone())
+    assert torch.equal(prediction, plain)
+    assert error(found, torch.autograd.grad(value(plain), image)[0] * mask) < 1e-10
+    first, second = ours.beside(image, other, network)
+    assert network.seen == {False: 2, True: 4}
+    assert torch.equal(first, prediction)
+    assert torch.equal(second, ours(other, network))
+    trainable = make("softmax", rank)
+    (same,) = torch.autograd.grad(value(ours(image, trainable)), image)
+    assert error(same, found) < 1e-10
+    value(ours(image, trainable)).backward()
+    assert all(parameter.grad is None for parameter in trainable.parameters())
+    value(GradientSlidingWindowInferer(WINDOW[rank], 2, parameters=True)(image, trainable)).backward()
+    assert all(parameter.grad is not None for parameter in trainable.parameters())
+
+
+def test_inference_mode() -> None:
+    image, network, ours = picture(2).detach(), make("unet", 2), GradientSlidingWindowInferer(WINDOW[2], **SETTINGS)
+    with torch.inference_mode():
+        found = ours(image.clone(), network)
+    assert torch.equal(found, SlidingWindowInferer(WINDOW[2], **SETTINGS)(image, network).detach())
