@@ -227,6 +227,7 @@ def main(options: list[str] | None = None) -> None:
         sys.exit(f"hippocampus: needs Decathlon Task04 in {folder}; MONAI_SMIA_DATA names the folder above it")
     if arguments.small:
         arguments.minutes, arguments.steps, arguments.repeats = 0.05, 2, 1
+        arguments.out = arguments.out / "small"
     hardware()
     print(f"- UNet, channels 16 to 128, batch norm, {SIZE} voxels of 1 mm, batches of {BATCH}, seed {SEED}")
     print(

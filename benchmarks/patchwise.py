@@ -160,7 +160,7 @@ def main(options: list[str] | None = None) -> None:
     parser.add_argument("--small", action="store_true", help="two steps, two cases; no numbers to quote")
     arguments = parser.parse_args(options)
     if arguments.small:
-        arguments.steps, arguments.cases = 2, 2
+        arguments.steps, arguments.cases, arguments.weights = 2, 2, arguments.weights / "small"
     hardware()
     print(f"- Linf, {arguments.steps} steps for every voxel in every way, random start, seed 0\n", flush=True)
     for name in arguments.part or PARTS:

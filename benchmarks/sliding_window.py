@@ -153,7 +153,7 @@ def main(options: list[str] | None = None) -> None:
     parser.add_argument("--time-size", type=int, default=128, help="edge of the volume of the second table")
     parser.add_argument("--repeats", type=int, default=5, help="rounds (default: %(default)s)")
     parser.add_argument("--small", action="store_true", help="small volumes, to see that it runs; no numbers to quote")
-    parser.add_argument("--no-time", action="store_true", help="memory alone")
+    parser.add_argument("--only", choices=("memory", "time"), help="one of the two tables (default: both)")
     parser.add_argument("--measure", nargs=2, metavar=("METHOD", "SIZE"), help=argparse.SUPPRESS)
     arguments = parser.parse_args(options)
     if arguments.measure:
@@ -164,9 +164,10 @@ def main(options: list[str] | None = None) -> None:
     hardware()
     print(f"- MONAI UNet, channels 16 to 256, batch norm, one output, random weights, seed {SEED}")
     print("- windows of 64³, one at a time, overlap 0.25, Gaussian blending; float32\n", flush=True)
-    for allocator in ALLOCATORS:
-        memory(arguments.sizes, arguments.limit, allocator)
-    if not arguments.no_time:
+    if arguments.only != "time":
+        for allocator in ALLOCATORS:
+            memory(arguments.sizes, arguments.limit, allocator)
+    if arguments.only != "memory":
         time(arguments.time_size, arguments.repeats)
 
 

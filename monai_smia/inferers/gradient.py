@@ -11,23 +11,12 @@ from typing import Any
 
 import torch
 from monai.data import MetaTensor
-from monai.inferers import (
-    SliceInferer,
-    SlidingWindowInferer,
-    SlidingWindowInfererAdapt,
-    sliding_window_inference,
-)
-from monai.utils import (
-    PytorchPadMode,
-    convert_to_dst_type,
-    ensure_tuple_rep,
-    fall_back_tuple,
-    look_up_option,
-)
+from monai.inferers import SlidingWindowInferer, sliding_window_inference
+from monai.utils import convert_to_dst_type, ensure_tuple_rep, fall_back_tuple
 from torch import nn
-from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
+from monai_smia.inferers.padding import Padding
 from monai_smia.inferers.predictor import Predictor, ProcessFn
 from monai_smia.inferers.sweep import Sweep, Windows
 
@@ -164,74 +153,61 @@ class GradientSlidingWindowInferer(SlidingWindowInferer):
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> tuple[Any, Any]:
-        image = _plain(inputs)
-        shape = image.shape[2:]
-        window = fall_back_tuple(self._window(len(shape)), shape)
-        padding = [max(size - have, 0) for size, have in zip(window, shape, strict=True)]
-        pads = [part for total in reversed(padding) for part in (total // 2, total - total // 2)]
-
-        def padded(value: torch.Tensor) -> torch.Tensor:
-            mode = look_up_option(self.padding_mode, PytorchPadMode)
-            return F.pad(value, pads, mode=mode, value=self.cval) if any(pads) else value
-
-        kwargs = dict(kwargs)
+        image, kwargs = _plain(inputs), dict(kwargs)
+        window = fall_back_tuple(self._window(image.ndim - 2), image.shape[2:])
+        padding = Padding(image.shape[2:], window, self.padding_mode, self.cval)
         condition = kwargs.pop("condition", None)
         if condition is not None and condition.shape != inputs.shape:
             raise ValueError(f"condition: expected the shape of inputs, {tuple(image.shape)}; got {condition.shape}")
-        device = kwargs.pop("device", self.device)
-        if device is None and self.cpu_thresh is not None and shape.numel() > self.cpu_thresh:
-            device = "cpu"
-        buffer_steps = kwargs.pop("buffer_steps", self.buffer_steps)
+        blend = self._blend(image, window, kwargs)
         _refuse_gradients({"condition": condition, **dict(enumerate(args)), **kwargs})
-        blend = partial(
-            sliding_window_inference,
-            roi_size=window,
-            sw_batch_size=self.sw_batch_size,
-            overlap=self.overlap,
-            mode=self.mode,
-            sigma_scale=self.sigma_scale,
-            sw_device=self.sw_device,
-            device=device,
-            roi_weight_map=self.roi_weight_map,
-            buffer_steps=buffer_steps,
-            buffer_dim=kwargs.pop("buffer_dim", self.buffer_dim),
-        )
         count = self._count(image)
         sweep = Sweep(
             Predictor(
                 network,
                 args,
                 kwargs,
-                None if condition is None else padded(_plain(condition)),
+                None if condition is None else padding.put(_plain(condition)),
                 self.with_coord,
                 self.process_fn,
                 self._flat,
             ),
             blend,
-            batch=self.sw_batch_size,
-            buffered=buffer_steps is not None and buffer_steps > 0,
-            device=torch.device(self.sw_device or image.device),
             total=count if self.progress else None,
         )
-        mask = None if self.mask is None else self._reach(image, padded)
-        twin = None if other is None else padded(_plain(other).detach())
+        given = padding.put(image)
+        mask = None if self.mask is None else padding.put(self._reach(image)) > 0
+        twin = None if other is None else padding.put(_plain(other).detach())
         parameters = self._parameters(network)
-        given = padded(image)
         if count <= self.sw_batch_size and twin is None and (self.parameters or _frozen(network)):
             outputs = sweep.predict(given if mask is None else torch.where(mask, given, given.detach()))
         else:
             outputs = Windows.apply(sweep, mask, twin, given, *parameters)  # type: ignore[no-untyped-call]
-        if any(pads):
-            outputs = [_cropped(output, window, pads, shape) for output in outputs]
-        half = len(outputs) if other is None else len(outputs) // 2
-        found = []
-        for part in (outputs[:half], outputs[half:]) if other is not None else (outputs,):
-            prediction = sweep.restore(part)
-            if isinstance(inputs, MetaTensor):
-                like = MetaTensor([]).copy_meta_from(inputs, copy_attr=False)
-                prediction = convert_to_dst_type(prediction, like, device=device or image.device)[0]
-            found.append(prediction)
-        return found[0], found[-1]
+        pair = sweep.restore([padding.take_off(output) for output in outputs])
+        if not isinstance(inputs, MetaTensor):
+            return pair
+        like, device = MetaTensor([]).copy_meta_from(inputs, copy_attr=False), blend.keywords["device"] or image.device
+        first, second = (None if x is None else convert_to_dst_type(x, like, device=device)[0] for x in pair)
+        return first, second
+
+    def _blend(self, image: torch.Tensor, window: Sequence[int], kwargs: dict[str, Any]) -> partial[Any]:
+        """MONAI's function with all settings; those that a call may override are taken out of `kwargs`."""
+        device = kwargs.pop("device", self.device)
+        if device is None and self.cpu_thresh is not None and image.shape[2:].numel() > self.cpu_thresh:
+            device = "cpu"
+        return partial(
+            sliding_window_inference,
+            roi_size=window,
+            sw_batch_size=self.sw_batch_size,
+            overlap=self.overlap,
+            mode=self.mode,
+            sigma_scale=self.sigma_scale,
+            sw_device=torch.device(self.sw_device or image.device),
+            device=device,
+            roi_weight_map=self.roi_weight_map,
+            buffer_steps=kwargs.pop("buffer_steps", self.buffer_steps),
+            buffer_dim=kwargs.pop("buffer_dim", self.buffer_dim),
+        )
 
     def _window(self, rank: int) -> Any:
         """The window as given, for an image of `rank` spatial axes."""
@@ -251,14 +227,13 @@ class GradientSlidingWindowInferer(SlidingWindowInferer):
         sizes = zip(shape, window, steps, strict=True)
         return len(image) * math.prod(math.ceil(max(have - size, 0) / step) + 1 for have, size, step in sizes)
 
-    def _reach(self, image: torch.Tensor, padded: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-        """The mask over space, on the padded grid; padding copies voxels, and so copies of the mask."""
+    def _reach(self, image: torch.Tensor) -> torch.Tensor:
+        """The mask over space, as numbers: padding copies voxels, and must copy the mask with them."""
         assert self.mask is not None
         mask = self.mask.to(image.device)
         if mask.ndim != image.ndim:
             raise ValueError(f"mask: expected {image.ndim} axes, as inputs have; got {tuple(mask.shape)}")
-        mask = mask.expand(len(mask), -1, *image.shape[2:]).any(1, keepdim=True)
-        return padded(mask.to(image.dtype)) > 0
+        return mask.expand(len(mask), -1, *image.shape[2:]).any(1, keepdim=True).to(image.dtype)
 
     def _parameters(self, network: Callable[..., Any]) -> list[nn.Parameter]:
         if not self.parameters:
@@ -271,97 +246,8 @@ class GradientSlidingWindowInferer(SlidingWindowInferer):
         return [parameter for parameter in network.parameters() if parameter.requires_grad]
 
 
-class GradientSliceInferer(GradientSlidingWindowInferer):
-    """MONAI's `SliceInferer`, a 2-D network on the slices of a volume, with an exact gradient at constant memory.
-
-    Args:
-        spatial_dim: axis that the slices are stacked along: 0, 1 or 2.
-        roi_size: window inside a slice, two sizes.
-        args, kwargs: as in `GradientSlidingWindowInferer`; not ``with_coord``.
-
-    Example:
-        >>> volume = torch.rand(1, 1, 24, 20, 4)
-        >>> inferer = GradientSliceInferer(spatial_dim=2, roi_size=(16, 16), sw_batch_size=2)
-        >>> inferer(volume, torch.nn.Conv2d(1, 3, 3, padding=1)).shape
-        torch.Size([1, 3, 24, 20, 4])
-    """
-
-    def __init__(self, spatial_dim: int = 0, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        if spatial_dim not in (0, 1, 2):
-            raise ValueError(f"spatial_dim: expected 0, 1 or 2; got {spatial_dim!r}")
-        if not isinstance(self.roi_size, Sequence) or len(self.roi_size) != 2:
-            raise ValueError(f"roi_size: expected two sizes, those of a window in a slice; got {self.roi_size!r}")
-        if self.with_coord:
-            raise ValueError("with_coord: a network of slices is given no coordinates; expected False")
-        self.spatial_dim = self._flat = spatial_dim
-
-    def _window(self, rank: int) -> Any:
-        if rank != 3:
-            raise ValueError(f"inputs: expected BCHWD, whose slices a 2-D network sees; got {rank} spatial axes")
-        window = list(self.roi_size)
-        window.insert(self.spatial_dim, 1)
-        return window
-
-
-_SETTINGS = (
-    "sw_batch_size",
-    "overlap",
-    "mode",
-    "sigma_scale",
-    "padding_mode",
-    "cval",
-    "sw_device",
-    "device",
-    "progress",
-    "cpu_thresh",
-    "buffer_steps",
-    "buffer_dim",
-    "with_coord",
-    "roi_weight_map",
-)
-
-
-def gradient_inferer(inferer: Any, **changes: Any) -> Any:
-    """The inferer to attack through: the same windows and blending, with an exact gradient at constant memory.
-
-    Args:
-        inferer: a `SlidingWindowInferer`, `SlidingWindowInfererAdapt` or `SliceInferer` is converted. Anything else,
-            subclasses of these that override what they do included, is returned as it is: autograd goes through it.
-            What `SlidingWindowInfererAdapt` does when a GPU's memory is exhausted does not come along.
-        changes: settings to replace, such as ``sw_batch_size=1`` or ``progress=True``.
-
-    Returns:
-        A `GradientSlidingWindowInferer` or `GradientSliceInferer`, or `inferer` itself.
-
-    Example:
-        >>> from monai.inferers import SimpleInferer
-        >>> type(gradient_inferer(SlidingWindowInferer((96, 96, 96), overlap=0.5))).__name__
-        'GradientSlidingWindowInferer'
-        >>> type(gradient_inferer(SimpleInferer())).__name__
-        'SimpleInferer'
-    """
-    kind = type(inferer)
-    if kind not in (SlidingWindowInferer, SlidingWindowInfererAdapt, SliceInferer):
-        return inferer
-    settings = {**{name: getattr(inferer, name) for name in _SETTINGS}, **changes}
-    if kind is SliceInferer:
-        return GradientSliceInferer(inferer.spatial_dim, inferer.orig_roi_size, **settings)
-    return GradientSlidingWindowInferer(inferer.roi_size, **settings)
-
-
 def _plain(image: torch.Tensor) -> torch.Tensor:
     return image.as_tensor() if isinstance(image, MetaTensor) else image
-
-
-def _cropped(output: torch.Tensor, window: Sequence[int], pads: Sequence[int], shape: Sequence[int]) -> torch.Tensor:
-    """An output without what comes from the padding, on its own grid, rounded as MONAI rounds."""
-    index = [slice(None), slice(None)]
-    for axis, (have, size) in enumerate(zip(shape, window, strict=True)):
-        zoom = output.shape[2 + axis] / size
-        before = pads[2 * (len(shape) - axis - 1)]
-        index.append(slice(round(before * zoom), round((before + have) * zoom)))
-    return output[tuple(index)]
 
 
 def _frozen(network: Callable[..., Any]) -> bool:

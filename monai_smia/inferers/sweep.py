@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -33,33 +34,22 @@ class Sweep:
 
     Args:
         predictor: what predicts a batch of windows.
-        blend: MONAI's `sliding_window_inference` with its settings, all but ``inputs``, ``predictor``, ``process_fn``
-            and ``with_coord``.
-        batch: most windows at a time.
-        buffered: whether `blend` stitches in buffers, where outputs are as large as windows.
-        device: where windows are predicted.
+        blend: MONAI's `sliding_window_inference` with its settings as keywords, all but ``inputs``, ``predictor``,
+            ``process_fn`` and ``with_coord``; ``sw_device`` is a device.
         total: windows of the pass, for the progress bar; ``None`` shows none.
     """
 
-    def __init__(
-        self,
-        predictor: Predictor,
-        blend: Callable[..., Any],
-        *,
-        batch: int,
-        buffered: bool,
-        device: torch.device,
-        total: int | None,
-    ) -> None:
+    def __init__(self, predictor: Predictor, blend: partial[Any], *, total: int | None) -> None:
         self.predictor = predictor
         self.blend = blend
-        self.batch = batch
-        self.buffered = buffered
-        self.device = device
         self.total = total
+        self.batch: int = blend.keywords["sw_batch_size"]
+        self.device: torch.device = blend.keywords["sw_device"]
+        self.buffered = (blend.keywords["buffer_steps"] or 0) > 0  # outputs are then as large as windows
         self.other: torch.Tensor | None = None  # kept where the second pass needs it to draw alike
         self.visits: list[Visit] = []
         self.keys: list[Any] | None = None
+        self.paired = False
         self.importance: torch.Tensor | None = None  # what process_fn is given
         self.weight: torch.Tensor | None = None  # that of the first windows, by which MONAI counts overlaps
         self.shapes: list[torch.Size] = []  # spatial shape of each output for one window
@@ -67,11 +57,12 @@ class Sweep:
         self.modes = [(module, module.training) for module in predictor.modules]
         self.autocast = [
             (kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind))
-            for kind in sorted({"cpu", device.type})
+            for kind in sorted({"cpu", self.device.type})
         ]
 
     def predict(self, image: torch.Tensor, other: torch.Tensor | None = None) -> tuple[torch.Tensor, ...]:
         """Blended outputs at `image`, ``BCHW[D]``, then those at `other`, whose windows share the network's batches."""
+        self.paired = other is not None
         with self._bar("windows", self.total) as bar:
 
             def visit(windows: torch.Tensor, where: list[list[slice]], *_: Any, **__: Any) -> list[torch.Tensor]:
@@ -96,8 +87,13 @@ class Sweep:
         halves = [x.chunk(2, 1) for x in outputs]
         return (*(first for first, _ in halves), *(second for _, second in halves))
 
-    def restore(self, outputs: Sequence[Any]) -> Any:
-        """Outputs in the structure that MONAI returns them in."""
+    def restore(self, outputs: Sequence[Any]) -> tuple[Any, Any]:
+        """What `predict` gave, in the structure that MONAI returns: of the image, and of the other one or ``None``."""
+        count = len(outputs) // 2 if self.paired else len(outputs)
+        first, second = outputs[:count], outputs[count:]
+        return self._packed(first), self._packed(second) if second else None
+
+    def _packed(self, outputs: Sequence[Any]) -> Any:
         if self.keys is not None:
             return dict(zip(self.keys, outputs, strict=False))  # buffered stitching keeps the first alone
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
