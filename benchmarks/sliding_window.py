@@ -126,7 +126,7 @@ def bare(network: nn.Module, volume: torch.Tensor) -> Callable[[], None]:
 
 
 def time(size: int, repeats: int) -> None:
-    """The second table: time over that of the passes themselves, interleaved."""
+    """Time over that of the passes themselves, interleaved."""
     network, volume = make_network(), make_volume(size)
     own = bare(network, volume)
     methods = [method for method in METHODS if method != "one window"]
@@ -144,6 +144,31 @@ def time(size: int, repeats: int) -> None:
         for name, rounds in times.items()
     ]
     table(["method", "seconds", "x passes", "x passes, CPU time"], rows)
+
+
+def sharing(size: int, repeats: int) -> None:
+    """SMIA's twin and iterate in one pass, over a pass for each."""
+    network, volume = make_network(), make_volume(size)
+    other = volume.detach().flip(2)
+    rows = []
+    for batch in (1, 4):
+        inferer = GradientSlidingWindowInferer(**{**SETTINGS, "sw_batch_size": batch})
+
+        def shared(inferer: GradientSlidingWindowInferer = inferer) -> None:
+            prediction, _ = inferer.beside(volume, other, network)
+            torch.autograd.grad(prediction, volume, torch.ones_like(prediction))
+
+        def separate(inferer: GradientSlidingWindowInferer = inferer) -> None:
+            with torch.no_grad():
+                inferer(other, network)
+            prediction = inferer(volume, network)
+            torch.autograd.grad(prediction, volume, torch.ones_like(prediction))
+
+        times = race({"shared": [shared, separate]}, repeats, f"sharing: {batch} windows")["shared"]
+        wall, cpu = ([getattr(a, kind) / getattr(b, kind) for a, b in times] for kind in ("wall", "cpu"))
+        rows.append([str(batch), spread(wall), spread(cpu)])
+    print(f"### One step of SMIA, {size}³: twin and iterate in one pass, over a pass for each\n")
+    table(["windows at a time", "time", "CPU time"], rows)
 
 
 def main(options: list[str] | None = None) -> None:
@@ -169,6 +194,7 @@ def main(options: list[str] | None = None) -> None:
             memory(arguments.sizes, arguments.limit, allocator)
     if arguments.only != "memory":
         time(arguments.time_size, arguments.repeats)
+        sharing(arguments.time_size, arguments.repeats)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +13,7 @@ from monai.engines import SupervisedTrainer
 from monai.utils import CommonKeys
 
 from monai_smia.attacks import Attack
-from monai_smia.handlers.batch import attack_batch, epoch_seed
+from monai_smia.handlers.batch import attack_batch, epoch_seed, scheduled
 from monai_smia.losses import TwoViewsLoss
 
 PRED_ADVERSARIAL = f"{CommonKeys.PRED}_adversarial"
@@ -108,12 +107,9 @@ class RobustTrainer(SupervisedTrainer):
         self._generator.manual_seed(epoch_seed(self.seed, self.state.epoch))
 
     def _iteration(self, engine: Any, batchdata: Any) -> Any:
-        attack = self.attack
-        if self.eps_schedule is not None:
-            attack = dataclasses.replace(attack, eps=self.eps_schedule(self.state.epoch))
         self._adversarial_batch, self.state.attack_result = attack_batch(
             self,
-            attack,
+            scheduled(self.attack, self.eps_schedule, self.state.epoch),
             batchdata,
             image_key=self.image_key,
             label_key=self.label_key,

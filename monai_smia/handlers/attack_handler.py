@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +11,7 @@ from ignite.engine import Events
 from monai.utils import CommonKeys
 
 from monai_smia.attacks import Attack
-from monai_smia.handlers.batch import attack_batch, epoch_seed
+from monai_smia.handlers.batch import attack_batch, epoch_seed, scheduled
 
 
 class AttackHandler:
@@ -111,12 +110,9 @@ class AttackHandler:
             if len(only) == 0:
                 engine.state.attack_result, engine.state.attacked = None, only
                 return
-        attack = self.attack
-        if self.eps_schedule is not None:
-            attack = dataclasses.replace(attack, eps=self.eps_schedule(epoch))
         engine.state.batch, engine.state.attack_result = attack_batch(
             engine,
-            attack,
+            scheduled(self.attack, self.eps_schedule, epoch),
             batch,
             image_key=self.image_key,
             label_key=self.label_key,

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,11 @@ def attack_batch(
     if isinstance(batch, dict):
         return {**batch, image_key: adversarial, image_key + CLEAN_SUFFIX: original}, result
     return type(batch)((adversarial, *batch[1:])), result
+
+
+def scheduled(attack: Attack, eps_schedule: Callable[[int], Any] | None, epoch: int) -> Attack:
+    """The attack with the budget of an epoch; itself where there is no schedule."""
+    return attack if eps_schedule is None else dataclasses.replace(attack, eps=eps_schedule(epoch))
 
 
 def epoch_seed(seed: int, epoch: int) -> int:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
@@ -14,7 +13,7 @@ from ignite.engine import Events
 
 from monai_smia.attacks import PGD, Attack, checks
 from monai_smia.handlers.attack_handler import AttackHandler
-from monai_smia.handlers.batch import attack_batch, epoch_seed
+from monai_smia.handlers.batch import attack_batch, epoch_seed, scheduled
 
 THRESHOLDS = {"success": 0.2, "loss": 1.0}
 
@@ -124,10 +123,8 @@ class OverfittingAlarm:
 
     def _measure(self, engine: Any, epoch: int) -> tuple[float, float]:
         """The measure under the attack trained with and under the probe, over all samples of all processes."""
-        attacks = [self.handler.attack, self.probe]
-        if self.handler.eps_schedule is not None:
-            eps = self.handler.eps_schedule(epoch)
-            attacks = [dataclasses.replace(attack, eps=eps) for attack in attacks]
+        both = (self.handler.attack, self.probe)
+        attacks = [scheduled(attack, self.handler.eps_schedule, epoch) for attack in both]
         sums = [0.0, 0.0, 0.0]
         generator = torch.Generator().manual_seed(epoch_seed(self.handler.seed, epoch))
         for batch in self._batches():

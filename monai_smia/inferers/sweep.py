@@ -188,7 +188,7 @@ class Sweep:
                 outputs, _ = self.predictor(windows, where)
             if self.predictor.process_fn is None:
                 return outputs, self.weight
-            processed, weight = self.predictor.process_fn(outputs, windows, self.importance)
+            processed, weight = self.predictor.process_fn(tuple(outputs), windows, self.importance)
         if weight.requires_grad:
             raise ValueError(
                 "process_fn: its weight depends on the image, so that the overlaps' count would have a gradient too; "

@@ -250,14 +250,15 @@ class Crowded(nn.Module):
 def test_threads_attack_one_network_one_after_another() -> None:
     task = Task(cases=4)
     network = Crowded(task.network())
-    expected = [direct(network, x, y, seed=0) for x, y in zip(task.images(), task.labels(), strict=True)]
+    cases = list(zip(task.images(), task.labels(), strict=True))  # here: making labels draws weights for a moment
+    expected = [direct(network, image, label, seed=0) for image, label in cases]
     found: dict[int, torch.Tensor] = {}
     ready = threading.Barrier(4)
 
     def work(i: int) -> None:
         transform = AdversarialAttack(pgd(), network)  # a transform each: they share the network
         ready.wait()
-        found[i] = transform(task.images()[i], task.labels()[i])
+        found[i] = transform(*cases[i])
 
     with contract.unchanged(network):
         threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
