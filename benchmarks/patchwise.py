@@ -19,6 +19,7 @@ from benchmarks import _lung_ct, hippocampus
 from benchmarks._measure import data_folder, hardware, table
 from monai_smia.attacks import PGD, Attack, CosPGD
 from monai_smia.inferers import GradientSlidingWindowInferer
+from monai_smia.inferers.padding import Padding
 
 Settings = dict[str, Any]
 Attacker = Callable[[Attack, nn.Module, torch.Tensor, torch.Tensor, Settings], torch.Tensor]
@@ -45,13 +46,15 @@ def patchwise(overlapping: bool) -> Attacker:
         steps = [max(int(side * (1 - part)), 1) for side, part in zip(size, ensure_tuple_rep(overlap, 3), strict=True)]
         mode = settings["mode"] if overlapping else "constant"
         weight = compute_importance_map(size, mode=mode, sigma_scale=0.125, device=image.device)[None, None]
+        padding = Padding(image.shape[2:], size, "constant", 0.0)  # as the inferer does it
+        image, label = padding.put(image), padding.put(label)
         total, count = torch.zeros_like(image), torch.zeros_like(image)
         for place in dense_patch_slices(image.shape[2:], size, steps):
             window = (slice(None), slice(None), *place)
             result = attack(network, image[window], label[window])
             total[window] += weight * (result.adversarial - image[window])
             count[window] += weight
-        return image + total / count
+        return padding.take_off(image + total / count)
 
     return attacker
 
