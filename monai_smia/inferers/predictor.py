@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,7 +44,7 @@ class Predictor:
             kwargs = {**kwargs, "condition": self._flatten(gather(self.condition, where).to(windows.device))}
         coordinates = ([list(index) for index in where],) if self.with_coord else ()
         outputs = self.network(self._flatten(windows), *coordinates, *self.args, **kwargs)
-        keys = sorted(outputs) if isinstance(outputs, dict) else None
+        keys = sorted(outputs) if isinstance(outputs, Mapping) else None
         if keys is not None:
             outputs = [outputs[key] for key in keys]
         elif isinstance(outputs, torch.Tensor):
