@@ -17,9 +17,9 @@ from monai_smia.attacks.heads import (
     LossFunction,
     activation_of,
     ignore_index,
-    labels,
     log_probabilities,
     main_output,
+    true_class,
 )
 from monai_smia.attacks.loop import Recipe
 from monai_smia.attacks.objectives import Objective
@@ -53,13 +53,7 @@ class WeightedVoxels(Objective):
     def __call__(self, prediction: Any, target: Any, trial: Trial) -> torch.Tensor:
         output = main_output(prediction)
         activation = activation_of(self.activation, self.loss_function, output)
-        index = labels(target, output, activation)
-        index = (
-            (~index).long() if index.dtype == torch.bool else index.unsqueeze(1)
-        )  # class 0 of a binary pair is "yes"
-        ignored = ignore_index(self.loss_function)
-        valid = torch.ones_like(index, dtype=torch.bool) if ignored is None else index != ignored
-        index = torch.where(valid, index, torch.zeros_like(index))
+        index, valid = true_class(target, output, activation, ignore_index(self.loss_function))
         log_p = log_probabilities(output, activation, target.shape == output.shape)
         entropy = -log_p.gather(1, index.unsqueeze(1)).squeeze(1)
         weighted = self.weight(log_p.detach(), index, trial) * entropy * valid

@@ -154,6 +154,19 @@ def labels(target: torch.Tensor, prediction: torch.Tensor, activation: str) -> t
     return F.one_hot(target.long(), channels).movedim(-1, 1).bool()
 
 
+def true_class(
+    target: torch.Tensor, prediction: torch.Tensor, activation: str, ignored: int | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The index of each decision's true class in `log_probabilities`, and whether it counts, ``(B, C', *spatial)``.
+
+    A decision whose label is `ignored` has class 0 and does not count.
+    """
+    index = labels(target, prediction, activation)
+    index = (~index).long() if index.dtype == torch.bool else index.unsqueeze(1)  # class 0 of a binary pair is "yes"
+    valid = torch.ones_like(index, dtype=torch.bool) if ignored is None else index != ignored
+    return torch.where(valid, index, torch.zeros_like(index)), valid
+
+
 def decisions(prediction: torch.Tensor, activation: str, multilabel: bool) -> torch.Tensor:
     """The predicted labels in canonical form."""
     if is_binary(activation, prediction.shape[1], multilabel):

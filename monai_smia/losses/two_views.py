@@ -19,9 +19,9 @@ from monai_smia.attacks.heads import (
     activation_of,
     ignore_index,
     is_regression,
-    labels,
     log_probabilities,
     main_output,
+    true_class,
 )
 from monai_smia.attacks.losses import check_loss, per_sample
 from monai_smia.attacks.nested import map_tensors
@@ -160,7 +160,8 @@ class MARTLoss(TwoViewsLoss):
         )
         multilabel = target.shape == clean.shape
         log_p, log_q = (log_probabilities(output, activation, multilabel) for output in (clean, attacked))
-        index, valid = _true_class(target, clean, activation, ignore_index(self.loss_function))
+        index, valid = true_class(target, clean, activation, ignore_index(self.loss_function))
+        index = index.unsqueeze(1)
         rival = log_q.scatter(1, index, -math.inf).max(1, keepdim=True).indices
         without_rival = log_q.scatter(1, rival, -math.inf).logsumexp(1)  # log(1 - p_rival)
         boosted = -log_q.gather(1, index).squeeze(1) - without_rival
@@ -218,16 +219,6 @@ def _weight(name: str, value: float) -> float:
     if not isinstance(number, float):
         raise TypeError(f"{name}: expected one number; got {value!r}")
     return number
-
-
-def _true_class(
-    target: torch.Tensor, prediction: torch.Tensor, activation: str, ignored: int | None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The true class of each decision, ``(B, 1, C', *spatial)``, and whether it counts, ``(B, C', *spatial)``."""
-    index = labels(target, prediction, activation)
-    index = (~index).long() if index.dtype == torch.bool else index.unsqueeze(1)  # class 0 of a binary pair is "yes"
-    valid = torch.ones_like(index, dtype=torch.bool) if ignored is None else index != ignored
-    return torch.where(valid, index, torch.zeros_like(index)).unsqueeze(1), valid
 
 
 def _plain(value: torch.Tensor) -> torch.Tensor:
