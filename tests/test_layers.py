@@ -24,6 +24,7 @@ LAYERS = [
     "reports",
     "handlers",
     "engines",
+    "data",
     "bundle",
 ]
 
