@@ -13,6 +13,7 @@ QUICKSTART_ARGS   ?= --attack_names "['SMIA','PGD','GaussianNoise']" --eps_hu "[
 QUICKSTART_OUTPUT ?= $(BUNDLE)/eval/robustness
 PYTEST_ARGS       ?= -n auto
 BENCH_ARGS        ?=
+TABLE_ARGS        ?=
 
 PY   := $(VENV)/bin/python
 PIP  := $(PY) -m pip --disable-pip-version-check install --quiet
@@ -22,10 +23,10 @@ TEXT := $(wildcard monai_smia tests bundles benchmarks tutorials docs *.md *.cff
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv quickstart test lint format peers bench clean
+.PHONY: help venv quickstart test lint format peers bench robustness-table clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo 'Variables: PYTHON=$(PYTHON) VENV=$(VENV) TORCH="$(TORCH)"'
 
 venv: $(VENV)/.test ## make the environment with everything that developing needs
@@ -55,6 +56,9 @@ peers: $(VENV)/.peers ## install the attack libraries that the tests and benchma
 
 bench: $(VENV)/.peers ## speed and strength side by side with the peers
 	$(PY) -m benchmarks $(BENCH_ARGS)
+
+robustness-table: $(VENV)/.test ## attack every bundle, standard and robust weights, into docs/robustness.md (resumes)
+	$(PY) -m benchmarks robustness_table --write docs/robustness.md $(TABLE_ARGS)
 
 clean: ## remove what builds, caches and runs left (the environment stays)
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache runs bundles/*/eval bundles/*/runs
