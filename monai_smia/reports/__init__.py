@@ -1,9 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reports: clean and adversarial metrics as tables and figures."""
+"""Reports: clean and adversarial metrics as tables, figures, a model card and one page."""
 
 from __future__ import annotations
 
+from monai_smia.reports.curves import figure
+from monai_smia.reports.model_card import report_markdown
+from monai_smia.reports.page import write_page
+from monai_smia.reports.readout import Reading
 from monai_smia.reports.report import CLEAN, RobustnessReport
 from monai_smia.reports.summary import bootstrap_interval, paired_cases, summarize
+from monai_smia.reports.views import CaseView
 
-__all__ = ["CLEAN", "RobustnessReport", "bootstrap_interval", "paired_cases", "summarize"]
+__all__ = [
+    "CLEAN",
+    "CaseView",
+    "Reading",
+    "RobustnessReport",
+    "bootstrap_interval",
+    "figure",
+    "paired_cases",
+    "report_markdown",
+    "summarize",
+    "write_page",
+]

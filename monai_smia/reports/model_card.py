@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`report_markdown`: an evaluation as a section of a model card."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from monai_smia.reports.budgets import budget_label
+from monai_smia.reports.readout import Estimate, Reading, read_report
+from monai_smia.reports.report import CLEAN, RobustnessReport
+from monai_smia.reports.summary_text import summary_sentences
+from monai_smia.reports.wording import UNDEFINED, shown
+
+
+def report_markdown(
+    report: RobustnessReport, about: Mapping[str, str] | None = None, *, reading: Reading | None = None
+) -> str:
+    """Summary, table and how it was made, in Markdown; the numbers are those of the page.
+
+    Args:
+        report: what an evaluation gave.
+        about: further rows of "How it was made", such as seed, hardware, checksum of the data and command.
+        reading: first metric, names of structures, patients; ``None`` for the defaults of `Reading`.
+
+    Returns:
+        Text that starts with a heading of level 2 and ends with a line break.
+
+    Example:
+        >>> values = {"clean": {"auc": 0.9}, "PGD_5HU": {"auc": 0.5}}
+        >>> report = RobustnessReport(values, (), {"PGD_5HU": "PGD(Loss(), eps=0.1)"}, "HU")
+        >>> print("\\n".join(report_markdown(report, {"seed": "0"}).splitlines()[:8]))
+        ## Adversarial robustness
+        <BLANKLINE>
+        Without an attack the AUC is 0.90. Changes of at most 5 HU bring it down to 0.50.
+        <BLANKLINE>
+        | metric | without an attack | worst at 5 HU |
+        |:--|--:|--:|
+        | AUC | 0.900 | 0.500 |
+        <BLANKLINE>
+    """
+    readout = read_report(report, reading)
+    head = ["metric", "without an attack"]
+    head += [f"worst at {group.label}" if group.budget.eps is not None else group.label for group in readout.groups]
+    rows = []
+    for measure in readout.measures:
+        estimates = [measure.runs.get(CLEAN, Estimate(math.nan)), *(worst.estimate for worst in measure.worst)]
+        rows.append([measure.label, *map(_cell, estimates)])
+    attacks = [
+        [run, budget_label(budget, report.unit), f"`{report.attacks.get(run, UNDEFINED)}`"]
+        for run, budget in readout.budgets.items()
+    ]
+    parts = ["## Adversarial robustness", _escaped(summary_sentences(readout))]
+    if rows:
+        parts.append(_table(head, rows, "--:"))
+        if readout.cases:
+            parts.append(
+                "Worst: for each case the worst value over the attacks of a budget, then the mean over "
+                f"{len(readout.cases)} cases, with its 95 % bootstrap interval; undefined values are left out. A "
+                "metric without an interval is known over all cases only, and has the value of its worst attack."
+            )
+    parts.append("### How it was made")
+    if attacks:
+        parts.append(_table(["attack", "budget", "settings, in network units"], attacks, ":--"))
+    if about:
+        parts.append("\n".join(f"- {_escaped(str(name))}: {_escaped(str(text))}" for name, text in about.items()))
+    return "\n\n".join(parts) + "\n"
+
+
+def _cell(estimate: Estimate) -> str:
+    interval = "" if math.isnan(estimate.low) else f" ({shown(estimate.low)} to {shown(estimate.high)})"
+    return shown(estimate.mean) + interval
+
+
+def _table(head: list[str], rows: list[list[Any]], align: str) -> str:
+    lines = ["| " + " | ".join(map(_escaped, head)) + " |", "|:--" + f"|{align}" * (len(head) - 1) + "|"]
+    return "\n".join([*lines, *("| " + " | ".join(map(_escaped, row)) + " |" for row in rows)])
+
+
+def _escaped(text: str) -> str:
+    """In one line, without what Markdown takes for a cell's border or for HTML."""
+    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
