@@ -30,4 +30,4 @@ def test_clean_metrics_are_those_of_the_metadata(
     metrics = bundle_runs.finished(flow).get_parsed_content("validate#evaluator").state.metrics
     stated = row.config_file("metadata.json")["eval_metrics"]
     assert stated.keys() == row.metrics.keys()
-    assert metrics == pytest.approx(stated, abs=5e-3)  # other hardware may move a case across a threshold
+    assert metrics == pytest.approx(stated, abs=0.02)  # other hardware may move a case across a threshold
