@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from monai.apps.detection.transforms.box_ops import convert_box_to_mask, convert_mask_to_box
 from monai.config import KeysCollection
 from monai.data import list_data_collate
+from monai.data.box_utils import clip_boxes_to_image
 from monai.transforms import MapTransform
 from scipy import ndimage
 
@@ -49,6 +51,8 @@ class MaskToBoxesd(MapTransform):
 class YoloToMasksd(MapTransform):
     """Replace the path of a YOLO text by one channel per box, so that MONAI's spatial transforms move the boxes.
 
+    Boxes are rounded to whole pixels and cut at the image's border; one of which nothing is left gives no channel.
+
     Args:
         keys: of paths; the image's size is read from `reference_key`.
         reference_key: key of the image, ``(C, W, H)``.
@@ -63,11 +67,9 @@ class YoloToMasksd(MapTransform):
         out = dict(data)
         size = tuple(out[self.reference_key].shape[1:])
         for key in self.key_iterator(out):
-            boxes, labels = read_yolo_boxes(out[key], size)
-            masks = torch.zeros((max(len(boxes), 1), *size))
-            for mask, (x1, y1, x2, y2), label in zip(masks, boxes.round().astype(int), labels, strict=False):
-                mask[max(x1, 0) : max(x2, x1 + 1), max(y1, 0) : max(y2, y1 + 1)] = int(label) + 1
-            out[key] = masks
+            boxes, labels = map(torch.from_numpy, read_yolo_boxes(out[key], size))
+            boxes, kept = clip_boxes_to_image(boxes.round(), size, remove_empty=True)
+            out[key] = convert_box_to_mask(boxes, labels[kept] + 1, size, bg_label=0).float()
         return out
 
 
@@ -87,14 +89,10 @@ class MasksToBoxesd(MapTransform):
         """Return `data` with ``{"boxes": (N, 4), "labels": (N,)}`` under `keys`."""
         out = dict(data)
         for key in self.key_iterator(out):
-            corners, labels = [], []
-            for mask in np.asarray(out[key]).round().astype(int):
-                if (mask > 0).sum() >= self.min_pixels:
-                    x, y = ndimage.find_objects((mask > 0).astype(int))[0]
-                    corners.append([x.start, y.start, x.stop, y.stop])
-                    labels.append(mask.max() - 1)
-            boxes = torch.tensor(corners, dtype=torch.float32).reshape(-1, 4)
-            out[key] = {"boxes": boxes, "labels": torch.tensor(labels, dtype=torch.long)}
+            masks = torch.as_tensor(out[key]).round().short()
+            large = (masks > 0).flatten(1).sum(1) >= self.min_pixels
+            boxes, labels = convert_mask_to_box(masks[large], bg_label=0)
+            out[key] = {"boxes": boxes, "labels": labels - 1}
         return out
 
 
