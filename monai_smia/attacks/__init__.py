@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from monai_smia.attacks.attack import Attack, GradientAttack, Setting
+from monai_smia.attacks.attack import Attack, GradientAttack, Hunt, Setting
 from monai_smia.attacks.criteria import Criterion, DiceBelow, Misclassification, Not
 from monai_smia.attacks.dense import CosPGD, SegPGD
 from monai_smia.attacks.detection import DetectionDivergence, DetectionLoss, DetectorHeads, HeadOutputs
@@ -50,6 +50,7 @@ __all__ = [
     "Gradient",
     "GradientAttack",
     "HeadOutputs",
+    "Hunt",
     "Largest",
     "LpBall",
     "Misclassification",

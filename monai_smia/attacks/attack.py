@@ -18,11 +18,13 @@ from monai_smia.attacks import checks
 from monai_smia.attacks.criteria import Criterion, default_criterion
 from monai_smia.attacks.freezing import frozen, unwrap
 from monai_smia.attacks.heads import LossFunction
-from monai_smia.attacks.loop import Observer, Recipe, ascend
+from monai_smia.attacks.loop import Observer, Recipe, ascend, finite_only
 from monai_smia.attacks.losses import check_loss, per_sample
+from monai_smia.attacks.objectives import Objective
 from monai_smia.attacks.query import Query
 from monai_smia.attacks.result import AttackResult
 from monai_smia.attacks.threat_models import LpBall, Size
+from monai_smia.attacks.trial import Trial
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,58 @@ class Verdict:
             torch.where(swap, other.loss, self.loss),
             torch.where(swap, other.success, self.success),
         )
+
+
+@dataclass(frozen=True)
+class Hunt:
+    """What the search of one call works with.
+
+    Attributes:
+        query: the network; every prediction and gradient is counted there.
+        setting: the call.
+        target: the labels.
+        losses: a prediction's loss, ``(B,)``, without a graph.
+        succeeds: a prediction's success by the attack's criterion, ``(B,)`` bool.
+        observe: to be called after each gradient, or after each step of an attack that has none.
+    """
+
+    query: Query
+    setting: Setting
+    target: Any
+    losses: Callable[[Any], torch.Tensor]
+    succeeds: Callable[[Any], torch.Tensor]
+    observe: Observer
+
+    def gradient(
+        self, objective: Objective, at: torch.Tensor, step: int, steps: int
+    ) -> tuple[torch.Tensor, Any, torch.Tensor]:
+        """One gradient, for loops of their own; observed.
+
+        Args:
+            objective: what is increased.
+            at: iterate, ``BCHW[D]``.
+            step, steps: which of how many.
+
+        Returns:
+            The gradient where the mask allows a change, zero for a sample of which it is not finite; the prediction;
+            which samples' gradients were not finite, ``(B,)`` bool.
+        """
+        threat, image = self.setting.threat, self.setting.image
+        trial = Trial(
+            image=image,
+            adversarial=at,
+            step=step,
+            steps=steps,
+            previous=None,
+            update=None,
+            predict=self.query.predict,
+            project=lambda x: threat.project(image, x),
+            restrict=threat.restrict,
+        )
+        gradient, prediction = self.query.gradient(objective, at, self.target, trial)
+        gradient, bad = finite_only(gradient)
+        self.observe(trial, prediction)
+        return threat.restrict(gradient), prediction, bad
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -116,13 +170,24 @@ class Attack(ABC):
         """Whether the best iterate is returned, not the last."""
         return False
 
-    @abstractmethod
     def start(self, setting: Setting) -> torch.Tensor:
-        """The image that the first step leaves from, inside the threat model."""
+        """The image that the first step leaves from, inside the threat model: the clean one unless overridden."""
+        return setting.threat.init(setting.image, None)
 
-    @abstractmethod
     def compose(self, setting: Setting) -> Recipe:
-        """The parts of this attack, for one call."""
+        """The parts of this attack, for one call. An attack with a loop of its own overrides `search` instead."""
+        raise NotImplementedError(f"{type(self).__name__}: expected compose or search to be overridden")
+
+    def search(self, hunt: Hunt) -> tuple[torch.Tensor, torch.Tensor]:
+        """One run: the one loop over the parts of `compose`, unless an attack has a loop of its own.
+
+        Returns:
+            An image of the threat model, ``BCHW[D]``, and each sample's number of gradients that were not finite,
+            ``(B,)`` int.
+        """
+        setting = hunt.setting
+        recipe, start = self.compose(setting), self.start(setting)
+        return ascend(recipe, hunt.query, setting.threat, setting.image, hunt.target, start, hunt.observe)
 
     @final
     def __call__(
@@ -187,7 +252,7 @@ class Attack(ABC):
         dtype: torch.dtype,
         callback: Observer | None,
     ) -> AttackResult:
-        image, recipe = setting.image, self.compose(setting)
+        image = setting.image
         clean: list[Any] = []
         activation = getattr(self, "activation", "auto")
 
@@ -202,14 +267,16 @@ class Attack(ABC):
             with torch.no_grad():
                 return per_sample(self.loss_function, prediction, target, len(image))
 
+        def decided(prediction: Any) -> torch.Tensor:
+            return succeeds(prediction)(prediction, target)
+
         def judged(adversarial: torch.Tensor, prediction: Any) -> Verdict:
-            return Verdict(adversarial, losses(prediction), succeeds(prediction)(prediction, target))
+            return Verdict(adversarial, losses(prediction), decided(prediction))
 
         query = Query(network, inferer, checks.as_amp(self.amp), dtype, check, setting.threat.mask)
         best = None
         bad = torch.zeros(len(image), dtype=torch.long, device=image.device)
         for _ in range(self.restarts):
-            start = self.start(setting)
             candidates: list[Verdict] = []
 
             def observe(trial: Any, prediction: Any, candidates: list[Verdict] = candidates) -> None:
@@ -223,7 +290,7 @@ class Attack(ABC):
                 if callback is not None:
                     callback(trial, prediction)
 
-            last, nonfinite = ascend(recipe, query, setting.threat, image, target, start, observe)
+            last, nonfinite = self.search(Hunt(query, setting, target, losses, decided, observe))
             bad += nonfinite
             verdict = judged(last, query.judge(last))
             if candidates:

@@ -72,12 +72,18 @@ def ascend(
 
         def ask(at: torch.Tensor, view: Any = None, trial: Trial = trial) -> tuple[torch.Tensor, Any]:
             gradient, prediction = query.gradient(recipe.objective, at, target, trial, view)
-            finite = gradient.flatten(1).isfinite().all(1)
-            bad.add_(~finite)
-            return torch.where(finite.reshape(-1, *[1] * (image.ndim - 1)), gradient, 0.0), prediction
+            gradient, spoilt = finite_only(gradient)
+            bad.add_(spoilt)
+            return gradient, prediction
 
         gradient, prediction, memory = recipe.gradient.update(ask, adversarial, memory)
         observe(trial, prediction)
         update, state = recipe.step.update(threat.restrict(gradient), state)
         previous, z = adversarial, threat.project(image, z + update)
     return threat.apply(image, z), bad
+
+
+def finite_only(gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The gradient, zero for each sample in which it is not finite, and which samples those are, ``(B,)`` bool."""
+    finite = gradient.flatten(1).isfinite().all(1)
+    return torch.where(finite.reshape(-1, *[1] * (gradient.ndim - 1)), gradient, 0.0), ~finite
