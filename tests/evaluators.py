@@ -136,16 +136,17 @@ def _first(batch: Any) -> torch.Tensor:
     return batch["image"] if isinstance(batch, dict) else batch[0]
 
 
-def generator(seed: int = 0, epoch: int = 1) -> torch.Generator:
-    """What `AttackHandler` promises to draw from in that epoch."""
-    return torch.Generator().manual_seed(seed + epoch)
+def generator(seed: int = 0, epoch: int = 1, batch: int = 0) -> torch.Generator:
+    """What `AttackHandler` promises to draw from for that batch of an evaluation, and in that epoch of a training."""
+    return torch.Generator().manual_seed(seed + epoch + (2**31 - 1) * batch)
 
 
-def attacked_by_hand(attack: Attack, network: nn.Module, batches: Any, source: torch.Generator) -> list[dict[str, Any]]:
+def attacked_by_hand(attack: Attack, network: nn.Module, batches: Any, seed: int) -> list[dict[str, Any]]:
     """The batches with adversarial images, by nothing but calls of the attack."""
+    sources = (generator(seed, batch=i) for i, _ in enumerate(batches))
     return [
         {**batch, "image": attack(network, batch["image"], batch["label"], generator=source).adversarial}
-        for batch in batches
+        for batch, source in zip(batches, sources, strict=True)
     ]
 
 

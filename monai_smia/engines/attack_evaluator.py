@@ -15,10 +15,10 @@ from monai.utils import CommonKeys
 from tqdm.auto import tqdm
 
 from monai_smia.attacks import Attack
-from monai_smia.engines.guards import refuse_image_savers
+from monai_smia.engines.guards import beside_the_clean, image_savers
 from monai_smia.engines.records import CaseRecorder, as_named
 from monai_smia.handlers.attack_events import AttackEvents
-from monai_smia.handlers.batch import attack_batch, epoch_seed
+from monai_smia.handlers.batch import attack_batch, batch_seed
 from monai_smia.intensity import IntensityScale
 from monai_smia.reports import CLEAN, RobustnessReport
 
@@ -29,7 +29,8 @@ class AttackEvaluator(SupervisedEvaluator):
     Each metric of the evaluator gets a copy per attack, in ``engine.state.metrics`` under ``<attack>_<metric>``, so
     that every handler (statistics, TensorBoard, MLflow, metrics saver, checkpoints) sees it. The adversarial batch
     goes through the evaluator's own iteration: ``prepare_batch``, inferer, autocast, decollation and postprocessing.
-    The numbers are those of running the evaluator again with an `AttackHandler`, to the last digit.
+    The numbers are those of running the evaluator again with an `AttackHandler`, to the last digit. Where the
+    postprocessing saves images, those of an attack go to ``under_attack/<attack>`` in the clean ones' folder.
 
     Args:
         device, val_data_loader, network: as in `SupervisedEvaluator`.
@@ -42,8 +43,8 @@ class AttackEvaluator(SupervisedEvaluator):
         kwargs: everything else that `SupervisedEvaluator` takes.
 
     Raises:
-        TypeError, ValueError: when `attacks` is empty or holds something else, or `postprocessing` saves images,
-            whose clean files the adversarial ones would overwrite.
+        TypeError, ValueError: when `attacks` is empty or holds something else, or `postprocessing` saves images to a
+            folder that cannot be known, so that the adversarial ones would overwrite the clean ones.
 
     Example:
         In a bundle, one more configuration file:
@@ -84,13 +85,13 @@ class AttackEvaluator(SupervisedEvaluator):
         self._updates: dict[str, list[Callable[[Any], None]]] = {name: [] for name in self.attacks}
         self._metric_names: list[str] = []
         self._recorder = CaseRecorder(image_key, intensity)
-        self._generators = {name: torch.Generator() for name in self.attacks}
         self._raw: Any = None
-        refuse_image_savers(kwargs.get("postprocessing"))
+        self._savers = image_savers(kwargs.get("postprocessing"))
+        with beside_the_clean(self._savers, ""):  # refuses what it cannot move
+            pass
         kwargs["event_names"] = [AttackEvents, *(kwargs.get("event_names") or [])]
         super().__init__(device, val_data_loader, network, **kwargs)
         self.add_event_handler(Events.STARTED, self._start)
-        self.add_event_handler(Events.EPOCH_STARTED, self._reseed)
         self.add_event_handler(Events.ITERATION_STARTED, self._keep_batch)
         self.add_event_handler(Events.ITERATION_COMPLETED, self._attack_all)
         self.add_event_handler(Events.COMPLETED, self._finish)
@@ -134,10 +135,6 @@ class AttackEvaluator(SupervisedEvaluator):
         total = len(self.attacks) * (self.state.epoch_length or 0)
         self._bar = tqdm(total=total or None, desc="attacks", disable=not self.progress)
 
-    def _reseed(self, engine: Any) -> None:
-        for generator in self._generators.values():
-            generator.manual_seed(epoch_seed(self.seed, self.state.epoch))
-
     def _keep_batch(self, engine: Any) -> None:
         self._raw = self.state.batch
 
@@ -163,13 +160,14 @@ class AttackEvaluator(SupervisedEvaluator):
             image_key=self.image_key,
             label_key=self.label_key,
             mask_key=self.mask_key,
-            generator=self._generators[name],
+            generator=torch.Generator().manual_seed(batch_seed(self.seed, self)),
             callback=show,
             progress=self.progress,
         )
         clean = self._raw[self.image_key] if isinstance(self._raw, dict) else self._raw[0]
         self.state.batch = batch
-        self.state.output = self._process_function(self, batch)
+        with beside_the_clean(self._savers, name):
+            self.state.output = self._process_function(self, batch)
         for update in self._updates[name]:
             update(self)
         self._recorder.add(name, clean, result)

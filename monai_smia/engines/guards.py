@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from monai.handlers import (
@@ -22,50 +23,96 @@ RECORDING = (MetricsSaver, ClassificationSaver, EarlyStopHandler, MLFlowHandler,
 """Handlers that write files, log to a tracker or stop a training by what they see."""
 
 
-def refuse_image_savers(postprocessing: Any) -> None:
-    """Adversarial predictions would be written over the clean ones.
+def image_savers(postprocessing: Any) -> list[SaveImage]:
+    """What saves images in a postprocessing."""
+    transforms = postprocessing.flatten().transforms if isinstance(postprocessing, Compose) else [postprocessing]
+    savers = [transform.saver if isinstance(transform, SaveImaged) else transform for transform in transforms]
+    return [saver for saver in savers if isinstance(saver, SaveImage)]
+
+
+@contextmanager
+def beside_the_clean(savers: list[SaveImage], run: str) -> Iterator[None]:
+    """Images saved inside it go to the folder ``under_attack/<run>`` of where they go outside it.
 
     Raises:
-        ValueError: when the postprocessing saves images.
+        ValueError: when a saver's folder cannot be known, so that clean predictions would be overwritten.
     """
-    transforms = postprocessing.flatten().transforms if isinstance(postprocessing, Compose) else [postprocessing]
-    for transform in transforms:
-        if isinstance(transform, (SaveImage, SaveImaged)):
+    kept = []
+    for saver in savers:
+        folder = getattr(saver.folder_layout, "output_dir", None)
+        if folder is None:
             raise ValueError(
-                f"postprocessing: {type(transform).__name__} would write adversarial predictions over the clean ones; "
-                "expected none (in a bundle: set its _disabled_ to true)"
+                f"postprocessing: SaveImage with a {type(saver.folder_layout).__name__} would write adversarial "
+                "predictions over the clean ones; expected a FolderLayout (in a bundle: set its _disabled_ to true)"
             )
+        kept.append((saver.folder_layout, folder))
+    try:
+        for layout, folder in kept:
+            layout.output_dir = Path(folder) / "under_attack" / run
+        yield
+    finally:
+        for layout, folder in kept:
+            layout.output_dir = folder
 
 
-def refuse_savers(evaluator: Any) -> None:
-    """Refuse an evaluator that saves checkpoints or predictions.
+def refuse_savers(evaluator: Any) -> list[SaveImage]:
+    """Refuse an evaluator that saves checkpoints.
+
+    Returns:
+        What saves images in its postprocessing.
 
     Raises:
         ValueError: naming what saves.
     """
-    for owner, function in _handlers(evaluator):
+    for owner, _ in _handlers(evaluator):
         if isinstance(owner, CheckpointSaver):
             raise ValueError(
                 "evaluator: a CheckpointSaver is attached, which would choose checkpoints by adversarial runs; "
                 "expected an evaluator without it"
             )
-        if isinstance(owner, PostProcessing):
-            refuse_image_savers(owner.transform)
-        for cell in getattr(function, "__closure__", None) or ():  # where MONAI's engines keep their postprocessing
-            refuse_image_savers(cell.cell_contents)
+    return [saver for holder, name in _postprocessings(evaluator) for saver in image_savers(getattr(holder, name))]
 
 
 @contextmanager
-def without_recording(evaluator: Any) -> Iterator[None]:
-    """Runs inside it are not seen by the handlers that record; they are back, in their order, afterwards."""
+def without_saving_images(evaluator: Any) -> Iterator[None]:
+    """Nothing in the evaluator's postprocessing saves images inside it."""
+    kept = []
+    try:
+        for holder, name in _postprocessings(evaluator):
+            transform = getattr(holder, name)
+            if image_savers(transform):
+                kept.append((holder, name, transform))
+                flat = transform.flatten().transforms if isinstance(transform, Compose) else [transform]
+                setattr(holder, name, Compose([item for item in flat if not isinstance(item, (SaveImage, SaveImaged))]))
+        yield
+    finally:
+        for holder, name, transform in kept:
+            setattr(holder, name, transform)
+
+
+@contextmanager
+def without_handlers(evaluator: Any, kinds: tuple[type, ...] = RECORDING) -> Iterator[None]:
+    """Runs inside it are not seen by handlers of these kinds; they are back, in their order, afterwards."""
     kept = {event: list(handlers) for event, handlers in evaluator._event_handlers.items()}
     for handlers in evaluator._event_handlers.values():
-        handlers[:] = [entry for entry in handlers if not isinstance(_owner(entry[0]), RECORDING)]
+        handlers[:] = [entry for entry in handlers if not isinstance(_owner(entry[0]), kinds)]
     try:
         yield
     finally:
         for event, handlers in kept.items():
             evaluator._event_handlers[event][:] = handlers
+
+
+def _postprocessings(evaluator: Any) -> list[tuple[Any, str]]:
+    """Where the evaluator keeps its postprocessing: an object and the name of its attribute."""
+    found: list[tuple[Any, str]] = []
+    for owner, function in _handlers(evaluator):
+        if isinstance(owner, PostProcessing):
+            found.append((owner, "transform"))
+        for cell in getattr(function, "__closure__", None) or ():  # MONAI's engines keep theirs there
+            if isinstance(cell.cell_contents, (Compose, SaveImage, SaveImaged)):
+                found.append((cell, "cell_contents"))
+    return found
 
 
 def _handlers(evaluator: Any) -> Iterator[tuple[Any, Any]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from typing import Any
 
 from ignite.engine import Events
@@ -13,7 +12,7 @@ from monai.utils import CommonKeys
 from tqdm.auto import tqdm
 
 from monai_smia.attacks import Attack
-from monai_smia.engines.guards import refuse_savers, without_recording
+from monai_smia.engines.guards import beside_the_clean, refuse_savers, without_handlers
 from monai_smia.engines.records import CaseRecorder, as_named
 from monai_smia.handlers.attack_handler import AttackHandler
 from monai_smia.intensity import IntensityScale
@@ -37,7 +36,8 @@ def evaluate_robustness(
 
     Works with any `SupervisedEvaluator` and any subclass; `AttackEvaluator` gives the same numbers in one pass over
     the data. The evaluator's state afterwards is that of the clean run. Handlers that write files, log to a tracker or
-    stop early (`MetricsSaver`, TensorBoard, MLflow, `EarlyStopHandler`) see the clean run only.
+    stop early (`MetricsSaver`, TensorBoard, MLflow, `EarlyStopHandler`) see the clean run only. Where the
+    postprocessing saves images, those of an attack go to ``under_attack/<name>`` in the clean ones' folder.
 
     Args:
         evaluator: what evaluates; its own metrics, inferer, postprocessing and handlers are used.
@@ -51,7 +51,8 @@ def evaluate_robustness(
 
     Raises:
         ValueError: when a `CheckpointSaver` is attached, which would take an adversarial metric for a new best one;
-            when the postprocessing saves images; when the loader gives the cases in another order at every run.
+            when the postprocessing saves images to a folder that cannot be known; when the loader gives the cases in
+            another order at every run.
 
     Example:
         .. code-block:: python
@@ -60,7 +61,7 @@ def evaluate_robustness(
             print(report.to_markdown())
     """
     named = as_named(attacks)
-    refuse_savers(evaluator)
+    savers = refuse_savers(evaluator)
     recorder = CaseRecorder(image_key, intensity)
     handlers = {
         name: AttackHandler(
@@ -74,7 +75,7 @@ def evaluate_robustness(
         with tqdm(total=total or None, desc="robustness", disable=not progress) as bar:
             for run in (CLEAN, *named):
                 bar.set_postfix_str(run)
-                _run(evaluator, run, handlers.get(run), recorder, bar)
+                _run(evaluator, run, handlers.get(run), recorder, bar, savers)
                 metrics[run] = dict(evaluator.state.metrics)
                 details[run] = copy.copy(evaluator.state.metric_details)
                 if run == CLEAN:
@@ -87,7 +88,9 @@ def evaluate_robustness(
     return recorder.report(metrics, details, named)
 
 
-def _run(evaluator: Any, run: str, handler: AttackHandler | None, recorder: CaseRecorder, bar: Any) -> None:
+def _run(
+    evaluator: Any, run: str, handler: AttackHandler | None, recorder: CaseRecorder, bar: Any, savers: list[Any]
+) -> None:
     """One run of the evaluator, clean where there is no handler, with what records it attached and taken off again."""
     clean: list[Any] = []
 
@@ -109,8 +112,11 @@ def _run(evaluator: Any, run: str, handler: AttackHandler | None, recorder: Case
     evaluator.add_event_handler(Events.ITERATION_COMPLETED, record)
     evaluator._internal_run_generator = None  # of a run that failed: ignite would go on with it, and do nothing
     try:
-        with nullcontext() if handler is None else without_recording(evaluator):
+        if handler is None:
             evaluator.run()
+        else:
+            with without_handlers(evaluator), beside_the_clean(savers, run):
+                evaluator.run()
     finally:
         evaluator.remove_event_handler(keep_clean, Events.ITERATION_STARTED)
         evaluator.remove_event_handler(record, Events.ITERATION_COMPLETED)

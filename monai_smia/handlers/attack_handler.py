@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 from ignite.engine import Events
+from monai.engines import Evaluator
 from monai.utils import CommonKeys
 
 from monai_smia.attacks import Attack
-from monai_smia.handlers.batch import attack_batch, epoch_seed, scheduled
+from monai_smia.handlers.batch import attack_batch, batch_seed, epoch_seed, scheduled
 
 
 class AttackHandler:
@@ -33,6 +34,8 @@ class AttackHandler:
         eps_schedule: ``epoch -> eps``, replaces the attack's eps from then on; ``None`` keeps it.
         seed: of the attack's randomness. It is started anew from ``seed + epoch`` at every epoch, so that a training
             resumed from a checkpoint draws what it would have drawn; processes that train together draw differently.
+            In an evaluator it is started anew for each batch, so that a batch is attacked the same way whatever was
+            before it.
         callback: ``callback(trial, prediction)`` after each gradient.
         progress: show a pass over the windows of an image that takes more than two seconds.
 
@@ -103,6 +106,8 @@ class AttackHandler:
         if epoch < self.start_epoch:
             return
         batch = engine.state.batch
+        if isinstance(engine, Evaluator):
+            self._generator.manual_seed(batch_seed(self.seed, engine))
         size = len(batch[self.image_key] if isinstance(batch, dict) else batch[0])
         only = None
         if self.probability < 1:

@@ -20,6 +20,7 @@ from monai_smia.inferers import gradient_inferer
 
 CLEAN_SUFFIX = "_clean"
 RANK_STRIDE = 1_000_003  # more than any number of epochs
+BATCH_STRIDE = 2_147_483_647  # more than any number of epochs and processes makes
 
 
 def attack_batch(
@@ -114,6 +115,17 @@ def scheduled(attack: Attack, eps_schedule: Callable[[int], Any] | None, epoch: 
 def epoch_seed(seed: int, epoch: int) -> int:
     """The seed of an epoch's attacks: the same again in a run resumed there, another one in every process."""
     return seed + epoch + RANK_STRIDE * idist.get_rank()
+
+
+def batch_seed(seed: int, engine: Any) -> int:
+    """The seed of the attack on the engine's current batch, whatever was attacked before it.
+
+    A batch has the number of its iteration in the epoch, counted from ``engine.state.first_batch`` where an evaluation
+    is run in parts.
+    """
+    state = engine.state
+    number = getattr(state, "first_batch", 0) + (state.iteration - 1) % (state.epoch_length or state.iteration)
+    return epoch_seed(seed, state.epoch) + BATCH_STRIDE * number
 
 
 def autocast_of(engine: Any) -> AbstractContextManager[Any]:

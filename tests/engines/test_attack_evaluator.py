@@ -15,11 +15,13 @@ import torch
 from evaluators import BOUNDS, EPS, Task, counted, metrics_of, seen
 from ignite.engine import Events
 from monai.bundle import ConfigParser
+from monai.data import FolderLayoutBase
 from monai.handlers import CheckpointSaver, MetricsSaver, StatsHandler, TensorBoardStatsHandler
 from monai.transforms import Compose, SaveImage, SaveImaged
 
 from monai_smia.attacks import BIM
 from monai_smia.engines import AttackEvaluator, evaluate_robustness
+from monai_smia.engines.guards import image_savers
 from monai_smia.handlers import AttackEvents
 
 
@@ -115,9 +117,16 @@ def test_handlers_of_the_evaluator_see_the_clean_iteration() -> None:
     [SaveImaged("pred"), SaveImage(), Compose([SaveImaged("pred")]), Compose([Compose([SaveImaged("pred")])])],
     ids=["dictionary", "array", "composed", "nested"],
 )
-def test_postprocessing_that_saves_is_refused(postprocessing: Any) -> None:
-    with pytest.raises(ValueError, match="postprocessing: SaveImaged? would write adversarial predictions"):
+def test_postprocessing_that_saves_where_nobody_knows_is_refused(postprocessing: Any) -> None:
+    for saver in image_savers(postprocessing):
+        saver.folder_layout = OwnLayout()
+    with pytest.raises(ValueError, match="postprocessing: SaveImage with a OwnLayout would write adversarial"):
         one_pass(Task(), postprocessing=postprocessing)
+
+
+class OwnLayout(FolderLayoutBase):
+    def filename(self, **kwargs: Any) -> str:
+        return "always_the_same.nii.gz"
 
 
 def attack() -> BIM:

@@ -19,9 +19,9 @@ STEPS = 4
 def by_hand(network, batches, classes, eps, steps, low, high, seed):
     """Dice of the foreground classes, clean and under PGD on Dice plus cross-entropy; plain PyTorch."""
     network.eval()
-    source = torch.Generator().manual_seed(seed)
     scores, losses = {"clean": [], "pgd": []}, {"clean": [], "pgd": []}
-    for image, label in batches:
+    for i, (image, label) in enumerate(batches):
+        source = torch.Generator().manual_seed(seed + (2**31 - 1) * i)
         truth = torch.stack([label[:, 0] == k for k in range(classes)], 1).to(image)
         space = tuple(range(2, image.ndim))
 
@@ -59,7 +59,7 @@ def test_both_ways_give_the_numbers_by_hand(rank: int, seed: int) -> None:
     task = Task(rank, cases=5)
     images, labels = task.images().double(), task.labels()
     pairs = list(zip(images.split(2), labels.split(2), strict=True))
-    # an engine's attacks draw from its seed and its epoch, the first
+    # an engine's attacks draw from its seed, its epoch (the first) and the number of the batch
     means, scores, losses = by_hand(task.network().double(), pairs, 3, EPS, STEPS, *BOUNDS, seed + 1)
 
     def arguments() -> dict[str, Any]:

@@ -89,9 +89,9 @@ def test_an_evaluation_with_the_coco_metric(rank: int) -> None:
     one.run()
     many = evaluate_robustness(evaluator(), attacks, progress=False)
     assert one.report() == many
-    source, results, clean = generator(), [], []
-    for batch in loader(images, targets):
-        adversarial = attacks["pgd"](heads, batch["image"], batch["label"], generator=source).adversarial
+    results, clean = [], []
+    for i, batch in enumerate(loader(images, targets)):
+        adversarial = attacks["pgd"](heads, batch["image"], batch["label"], generator=generator(batch=i)).adversarial
         results += matched_by_monai(own_boxes(heads, adversarial), batch["label"])
         clean += matched_by_monai(own_boxes(heads, batch["image"]), batch["label"])
     assert many.metrics["clean"]["val_map"] == average_precision(clean) > 0.9

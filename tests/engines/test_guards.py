@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import evaluators
+import nibabel
+import numpy as np
 import pytest
 from evaluators import Task
 from ignite.engine import Engine
@@ -36,12 +39,30 @@ def test_files_and_trackers_see_the_clean_run_only(tmp_path: Path) -> None:
     assert files[0] == files[1]
 
 
-def test_images_are_not_saved_over(tmp_path: Path) -> None:
-    saving = Compose([TASK.postprocessing(), SaveImaged("pred", output_dir=str(tmp_path))])
-    evaluator = TASK.evaluator(postprocessing=saving)
-    with pytest.raises(ValueError, match="postprocessing: SaveImaged"):
-        evaluate_robustness(evaluator, TASK.attacks(), progress=False)
-    assert not list(tmp_path.iterdir())
+@pytest.mark.parametrize("one", [True, False], ids=["one pass", "many"])
+def test_images_are_not_saved_over(tmp_path: Path, one: bool) -> None:
+    """Clean predictions are those of an evaluation without attacks; each attack's are in a folder of their own."""
+
+    def saving(folder: str) -> dict[str, Any]:
+        save = SaveImaged("pred", output_dir=str(tmp_path / folder), separate_folder=False, print_log=False)
+        return {"postprocessing": Compose([TASK.postprocessing(), save])}
+
+    def files(folder: str) -> dict[str, np.ndarray]:
+        return {path.name: nibabel.load(path).get_fdata() for path in (tmp_path / folder).glob("*.nii.gz")}
+
+    TASK.evaluator(**saving("plain")).run()
+    if one:
+        evaluator = TASK.evaluator(AttackEvaluator, attacks=TASK.attacks(), progress=False, **saving("attacked"))
+        evaluator.run()
+    else:
+        evaluate_robustness(TASK.evaluator(**saving("attacked")), TASK.attacks(), progress=False)
+    plain, clean = files("plain"), files("attacked")
+    attacked = [files(f"attacked/under_attack/{name}") for name in TASK.attacks()]
+    assert plain.keys() == clean.keys() == attacked[0].keys() == attacked[1].keys()
+    assert len(plain) == len(TASK.items())
+    for name, values in plain.items():
+        np.testing.assert_array_equal(clean[name], values)
+        assert all((other[name] != values).any() for other in attacked)
 
 
 def test_a_shuffled_loader_is_refused() -> None:

@@ -30,7 +30,7 @@ TASKS = {
 @pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
 def test_equals_a_loader_of_images_attacked_by_hand(task: Task, name: str) -> None:
     attack, network = task.attacks()[name], task.network()
-    by_hand = attacked_by_hand(attack, network, task.loader(), generator(seed=5))
+    by_hand = attacked_by_hand(attack, network, task.loader(), 5)
     expected = metrics_of(task.evaluator(val_data_loader=by_hand))
     engine = task.evaluator(network=network, **handled(attack, seed=5))
     images = images_of(engine)
