@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The batches of an evaluation one at a time, so that one that cannot be read does not stop the others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A case that could not be evaluated.
+
+    Attributes:
+        case: its file, or its number.
+        stage: what failed: ``"loading"``, ``"clean"`` or the name of an attack.
+        error: the error's type and first line.
+    """
+
+    case: str
+    stage: str
+    error: str
+
+    @classmethod
+    def of(cls, case: str, stage: str, error: BaseException) -> Failure:
+        """From an error."""
+        lines = str(root_cause(error)).strip().splitlines() or [""]
+        return cls(case, stage, f"{type(root_cause(error)).__name__}: {lines[0]}")
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A batch not yet loaded.
+
+    Attributes:
+        number: of the batch, from 0.
+        indices: of its items in the dataset; empty where the loader has no index.
+        load: gives the batch, of the items asked for or of all, and the failures of those that could not be loaded.
+    """
+
+    number: int
+    indices: tuple[int, ...]
+    load: Callable[[Sequence[int]], tuple[Any, list[Failure]]]
+
+
+def plan(loader: Any, image_key: str) -> Iterator[Planned]:
+    """Every batch of a loader, in the order of its dataset where it has one, whatever its sampler says.
+
+    Items are loaded here, one by one, not by the loader's workers.
+
+    Args:
+        loader: a `DataLoader` over a dataset with an index, or anything that gives batches when iterated over.
+        image_key: names a case by its file.
+    """
+    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset) or loader.batch_size is None:
+        for number, batch in enumerate(loader):
+            yield Planned(number, (), partial(_loaded, batch))
+        return
+    dataset, collate = loader.dataset, loader.collate_fn
+
+    def load(indices: Sequence[int]) -> tuple[Any, list[Failure]]:
+        items, failures = [], []
+        for index in indices:
+            try:
+                items.append(dataset[index])
+            except Exception as error:
+                failures.append(Failure.of(named(dataset, index, image_key), "loading", error))
+        return (collate(items) if items else None), failures
+
+    sampler = BatchSampler(range(len(dataset)), loader.batch_size, loader.drop_last)  # type: ignore[arg-type]
+    for number, indices in enumerate(sampler):
+        yield Planned(number, tuple(indices), load)
+
+
+def _loaded(batch: Any, indices: Sequence[int]) -> tuple[Any, list[Failure]]:
+    return batch, []
+
+
+def count(loader: Any) -> int | None:
+    """How many batches, where that is known."""
+    try:
+        return len(loader)
+    except TypeError:
+        return None
+
+
+def named(dataset: Any, index: int, image_key: str) -> str:
+    """The file of a case that was not loaded, or its number."""
+    data = getattr(dataset, "data", None)
+    try:
+        item = data[index]  # type: ignore[index]
+        file = item[image_key] if isinstance(item, dict) else item
+        file = file[0] if isinstance(file, (list, tuple)) and file else file
+        return str(file) if isinstance(file, (str, bytes)) or hasattr(file, "__fspath__") else str(index)
+    except Exception:
+        return str(index)
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """The error behind MONAI's "applying transform ..." wrappers."""
+    while type(error) is RuntimeError and error.__cause__ is not None and "applying transform" in str(error):
+        error = error.__cause__
+    return error

@@ -1,0 +1,264 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`CaseByCase`: an evaluation under attack that keeps what is done, goes on after a kill, and survives bad cases."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from ignite.engine import Events
+from monai.engines.utils import IterationEvents
+from monai.handlers import CheckpointLoader, StatsHandler
+from monai.utils import CommonKeys
+from tqdm.auto import tqdm
+
+from monai_smia.attacks import Attack, AttackResult
+from monai_smia.engines.batches import Failure, Planned, count, plan
+from monai_smia.engines.guards import RECORDING, refuse_savers, without_handlers, without_saving_images
+from monai_smia.engines.metric_state import metrics_of, restore, state_of
+from monai_smia.engines.progress import Progress, read_progress, write_progress
+from monai_smia.engines.records import CaseRecorder, as_named
+from monai_smia.handlers.batch import attack_batch, batch_seed, case_files
+from monai_smia.intensity import IntensityScale
+from monai_smia.reports import CLEAN, RobustnessReport
+
+Fitted = Callable[[Attack, torch.Tensor], Attack]
+"""``(attack, image) -> attack``: the attack with what depends on the batch, such as an eps relative to each image."""
+
+
+class Watcher(Protocol):
+    """Sees every run of every batch, to keep pictures of it."""
+
+    def saw(self, run: str, batch: Any, output: Any, forward: Any, result: AttackResult | None) -> None:
+        """A run of the batch is done; `forward` is the network's own output, `output` the postprocessed one."""
+
+    def keep(self, names: Sequence[str], recorder: CaseRecorder) -> None:
+        """All runs of the batch are done."""
+
+    def drop(self) -> None:
+        """A run of the batch failed."""
+
+
+class CaseByCase:
+    """Runs an evaluator batch by batch, clean and under each attack, and keeps each batch as soon as it is done.
+
+    The numbers are those of `evaluate_robustness`. A batch that fails is tried case by case; a case that fails, in
+    loading, in the network, in an attack or in a metric, is noted and left out of every run, and the others go on.
+
+    Args:
+        evaluator: a `SupervisedEvaluator` or any subclass.
+        attacks: name to attack.
+        image_key, label_key, mask_key, seed: as in `AttackHandler`.
+        intensity: physical unit of the network's input, for the report.
+        folder: where the progress is kept (``progress.pt``); ``None`` for nowhere.
+        settings: what the run is made of, name to text; a run is resumed only by one of the same settings.
+        resume: go on with what `folder` holds.
+        fitted: gives an attack what depends on the batch.
+        prepare: a batch to the batch that is evaluated, such as one with labels made of the clean prediction.
+        watchers: see every run.
+        progress: show a bar with the cases, the attack and the time left.
+
+    Raises:
+        ValueError: when a `CheckpointSaver` is attached; when a run to resume was made of other settings.
+        FileExistsError: when `folder` holds the progress of an earlier run and `resume` is false.
+    """
+
+    def __init__(
+        self,
+        evaluator: Any,
+        attacks: Mapping[str, Attack] | Sequence[Attack],
+        *,
+        image_key: str = CommonKeys.IMAGE,
+        label_key: str = CommonKeys.LABEL,
+        mask_key: str | None = None,
+        seed: int = 0,
+        intensity: IntensityScale | None = None,
+        folder: str | Path | None = None,
+        settings: Mapping[str, str] | None = None,
+        resume: bool = False,
+        fitted: Fitted | None = None,
+        prepare: Callable[[Any], Any] | None = None,
+        watchers: Sequence[Watcher] = (),
+        progress: bool = True,
+    ) -> None:
+        self.evaluator = evaluator
+        self.attacks = as_named(attacks)
+        self.image_key, self.label_key, self.mask_key = image_key, label_key, mask_key
+        self.seed = seed
+        self.intensity = intensity
+        self.file = None if folder is None else Path(folder) / "progress.pt"
+        self.settings = dict(settings or {})
+        self.fitted = fitted
+        self.prepare = prepare
+        self.watchers = tuple(watchers)
+        self.progress = progress
+        refuse_savers(evaluator)
+        self._metrics = metrics_of(evaluator)
+        self.state = Progress() if self.file is None else read_progress(self.file, self.settings, resume)
+        self._loaded_weights = False
+
+    def run(self) -> RobustnessReport:
+        """Evaluate what is not done yet.
+
+        Returns:
+            The report of all cases done, those of an earlier run included.
+        """
+        loader, first = self.evaluator.data_loader, self.state.done
+        with (
+            self._quiet(),
+            tqdm(total=count(loader), initial=len(first), disable=not self.progress, unit="batch") as bar,
+        ):
+            bar.set_description("cases under attack")
+            self._bar = bar
+            for planned in plan(loader, self.image_key):
+                if planned.number not in self.state.done:
+                    self._evaluate(planned)
+                    bar.update()
+        return self.report()
+
+    @property
+    def failures(self) -> tuple[Failure, ...]:
+        """Cases that failed."""
+        return tuple(self.state.failures)
+
+    def report(self) -> RobustnessReport:
+        """The report of what is done."""
+        recorder = CaseRecorder(self.image_key, self.intensity)
+        recorder.names, recorder.rows = self.state.names, self.state.rows
+        runs = (CLEAN, *self.attacks)
+        metrics = {run: self.state.metrics.get(run, {}) for run in runs}
+        return recorder.report(metrics, {run: self.state.details.get(run, {}) for run in runs}, self.attacks)
+
+    def _evaluate(self, planned: Planned) -> None:
+        """One batch; if it fails as a whole, its cases one by one."""
+        batch, failures = planned.load(planned.indices)
+        self.state.failures += failures
+        if batch is not None and (failure := self._all_runs(batch, planned)) is not None:
+            if len(planned.indices) > 1:
+                for index in planned.indices:
+                    batch, _ = planned.load([index])  # what cannot be loaded is noted already
+                    if batch is not None and (failure := self._all_runs(batch, planned, index)) is not None:
+                        self.state.failures.append(failure)
+            else:
+                self.state.failures.append(failure)
+        self.state.done.append(planned.number)
+        if self.file is not None:
+            write_progress(self.file, self.state, self.settings)
+
+    def _all_runs(self, batch: Any, planned: Planned, index: int | None = None) -> Failure | None:
+        """Every run of a batch, or of one of its cases, kept if none fails."""
+        first = index if index is not None else (*planned.indices, len(self.state.names))[0]
+        names = case_files(batch, self.image_key, start=first)
+        recorder = CaseRecorder(self.image_key, self.intensity)
+        kept: dict[str, tuple[Any, ...]] = {}
+        run = CLEAN
+        try:
+            if self.prepare is not None:
+                batch = self.prepare(batch)
+            for run in (CLEAN, *self.attacks):
+                started = time.perf_counter()
+                kept[run] = (*self._run(run, batch, planned.number, recorder), time.perf_counter() - started)
+        except Exception as error:
+            for watcher in self.watchers:
+                watcher.drop()
+            return Failure.of(", ".join(names), run, error)
+        self.state.names += names
+        for run, (metrics, details, states, seconds) in kept.items():
+            self.state.metrics[run], self.state.details[run], self.state.states[run] = metrics, details, states
+            self.state.seconds[run] = self.state.seconds.get(run, 0.0) + seconds
+        for run, rows in recorder.rows.items():
+            self.state.rows.setdefault(run, []).extend(rows)
+        for watcher in self.watchers:
+            watcher.keep(names, recorder)
+        return None
+
+    def _run(self, run: str, batch: Any, number: int, recorder: CaseRecorder) -> tuple[Any, Any, Any]:
+        """One run of one batch; what the metrics say and have accumulated afterwards."""
+        evaluator, seen = self.evaluator, dict[str, Any]()
+
+        def begin(engine: Any) -> None:
+            for metric, state in zip(self._metrics, self.state.states.get(run, ()), strict=False):
+                restore(metric, state)
+
+        def attack(engine: Any) -> None:
+            if run != CLEAN:
+                seen["clean"] = batch[self.image_key] if isinstance(batch, dict) else batch[0]
+                engine.state.batch, seen["result"] = self._attacked(run, engine)
+
+        def forward(engine: Any) -> None:
+            output = engine.state.output
+            seen["forward"] = output.get(CommonKeys.PRED) if isinstance(output, dict) else output
+
+        def end(engine: Any) -> None:
+            seen["batch"], seen["output"] = engine.state.batch, engine.state.output
+
+        events: dict[Any, Callable[[Any], None]] = {
+            Events.EPOCH_STARTED: begin,
+            Events.ITERATION_STARTED: attack,
+            Events.ITERATION_COMPLETED: end,
+        }
+        if IterationEvents.FORWARD_COMPLETED in evaluator._allowed_events:
+            events[IterationEvents.FORWARD_COMPLETED] = forward
+        loader, length = evaluator.data_loader, evaluator.state.epoch_length
+        try:
+            for event, handler in events.items():
+                evaluator.add_event_handler(event, handler)
+            evaluator.data_loader, evaluator.state.epoch_length = [batch], 1
+            evaluator.state.first_batch = number
+            evaluator._internal_run_generator = None  # of a run that failed: ignite would go on with it
+            with without_handlers(evaluator, (CheckpointLoader,) if self._loaded_weights else ()):
+                evaluator.run()
+            self._loaded_weights = True
+        finally:
+            evaluator.data_loader, evaluator.state.epoch_length = loader, length
+            vars(evaluator.state).pop("first_batch", None)
+            for event, handler in events.items():
+                evaluator.remove_event_handler(handler, event)
+        if run != CLEAN:
+            recorder.add(run, seen["clean"], seen["result"])
+        for watcher in self.watchers:
+            watcher.saw(run, seen["batch"], seen["output"], seen.get("forward"), seen.get("result"))
+        states = [state_of(metric) for metric in self._metrics]
+        return dict(evaluator.state.metrics), dict(getattr(evaluator.state, "metric_details", {})), states
+
+    def _attacked(self, run: str, engine: Any) -> tuple[Any, AttackResult]:
+        batch, attack = engine.state.batch, self.attacks[run]
+        image = batch[self.image_key] if isinstance(batch, dict) else batch[0]
+        attack = attack if self.fitted is None else self.fitted(attack, image)
+
+        def show(trial: Any, prediction: Any) -> None:
+            self._bar.set_postfix_str(f"{run} {trial.step + 1}/{trial.steps}")
+
+        return attack_batch(
+            engine,
+            attack,
+            batch,
+            image_key=self.image_key,
+            label_key=self.label_key,
+            mask_key=self.mask_key,
+            generator=torch.Generator().manual_seed(batch_seed(self.seed, engine)),
+            callback=show,
+            progress=self.progress,
+        )
+
+    @contextmanager
+    def _quiet(self) -> Iterator[None]:
+        """The evaluator without what records, prints or saves, and with its own state back afterwards."""
+        state = self.evaluator.state
+        kept = {
+            name: vars(state)[name] for name in ("metrics", "metric_details", "batch", "output") if name in vars(state)
+        }
+        with ExitStack() as stack:
+            stack.enter_context(without_handlers(self.evaluator, (*RECORDING, StatsHandler)))
+            stack.enter_context(without_saving_images(self.evaluator))
+            try:
+                yield
+            finally:
+                if CLEAN in self.state.metrics:
+                    kept.update(metrics=self.state.metrics[CLEAN], metric_details=self.state.details[CLEAN])
+                for name, value in kept.items():
+                    setattr(state, name, value)
