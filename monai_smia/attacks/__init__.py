@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
-from monai_smia.attacks.attack import Attack, GradientAttack, Hunt, Setting
+from monai_smia.attacks.attack import Attack, GradientAttack
 from monai_smia.attacks.criteria import Criterion, DiceBelow, Misclassification, Not
 from monai_smia.attacks.dense import CosPGD, SegPGD
 from monai_smia.attacks.detection import DetectionDivergence, DetectionLoss, DetectorHeads, HeadOutputs
 from monai_smia.attacks.detection_criteria import BoxesMissed, FalsePositives
 from monai_smia.attacks.freezing import frozen
 from monai_smia.attacks.gradients import AtIterate, Gradient
+from monai_smia.attacks.hunt import Hunt, Setting
 from monai_smia.attacks.loop import Recipe, ascend
 from monai_smia.attacks.named import BIM, DIFGSM, FGSM, MIFGSM, NIFGSM, PGD, TIFGSM, VMIFGSM, GaussianNoise
 from monai_smia.attacks.objectives import Deviation, Objective

@@ -18,30 +18,13 @@ from monai_smia.attacks import checks
 from monai_smia.attacks.criteria import Criterion, default_criterion
 from monai_smia.attacks.freezing import frozen, unwrap
 from monai_smia.attacks.heads import LossFunction
-from monai_smia.attacks.loop import Observer, Recipe, ascend, finite_only
+from monai_smia.attacks.hunt import Hunt as Hunt
+from monai_smia.attacks.hunt import Setting as Setting
+from monai_smia.attacks.loop import Observer, Recipe, ascend
 from monai_smia.attacks.losses import check_loss, per_sample
-from monai_smia.attacks.objectives import Objective
 from monai_smia.attacks.query import Query
 from monai_smia.attacks.result import AttackResult
 from monai_smia.attacks.threat_models import LpBall, Size
-from monai_smia.attacks.trial import Trial
-
-
-@dataclass(frozen=True)
-class Setting:
-    """One call, as `Attack.compose` sees it.
-
-    Attributes:
-        image: clean image, ``BCHW[D]``, plain tensor.
-        threat: the ball, resolved for this image.
-        generator: source of all randomness of the call.
-        spacing: millimetres per voxel of each sample, ``None`` where the image carries no affine.
-    """
-
-    image: torch.Tensor
-    threat: LpBall
-    generator: torch.Generator
-    spacing: tuple[tuple[float, ...], ...] | None
 
 
 @dataclass(frozen=True)
@@ -63,58 +46,6 @@ class Verdict:
             torch.where(swap, other.loss, self.loss),
             torch.where(swap, other.success, self.success),
         )
-
-
-@dataclass(frozen=True)
-class Hunt:
-    """What the search of one call works with.
-
-    Attributes:
-        query: the network; every prediction and gradient is counted there.
-        setting: the call.
-        target: the labels.
-        losses: a prediction's loss, ``(B,)``, without a graph.
-        succeeds: a prediction's success by the attack's criterion, ``(B,)`` bool.
-        observe: to be called after each gradient, or after each step of an attack that has none.
-    """
-
-    query: Query
-    setting: Setting
-    target: Any
-    losses: Callable[[Any], torch.Tensor]
-    succeeds: Callable[[Any], torch.Tensor]
-    observe: Observer
-
-    def gradient(
-        self, objective: Objective, at: torch.Tensor, step: int, steps: int
-    ) -> tuple[torch.Tensor, Any, torch.Tensor]:
-        """One gradient, for loops of their own; observed.
-
-        Args:
-            objective: what is increased.
-            at: iterate, ``BCHW[D]``.
-            step, steps: which of how many.
-
-        Returns:
-            The gradient where the mask allows a change, zero for a sample of which it is not finite; the prediction;
-            which samples' gradients were not finite, ``(B,)`` bool.
-        """
-        threat, image = self.setting.threat, self.setting.image
-        trial = Trial(
-            image=image,
-            adversarial=at,
-            step=step,
-            steps=steps,
-            previous=None,
-            update=None,
-            predict=self.query.predict,
-            project=lambda x: threat.project(image, x),
-            restrict=threat.restrict,
-        )
-        gradient, prediction = self.query.gradient(objective, at, self.target, trial)
-        gradient, bad = finite_only(gradient)
-        self.observe(trial, prediction)
-        return threat.restrict(gradient), prediction, bad
 
 
 @dataclass(frozen=True, repr=False, eq=False)

@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from monai_smia.attacks import Attack, AttackResult
 from monai_smia.engines.batches import Failure, Planned, count, plan
-from monai_smia.engines.guards import RECORDING, refuse_savers, without_handlers, without_saving_images
+from monai_smia.engines.guards import RECORDING, loaders, refuse_savers, without_handlers, without_saving_images
 from monai_smia.engines.metric_state import metrics_of, restore, state_of
 from monai_smia.engines.progress import Progress, read_progress, write_progress
 from monai_smia.engines.records import CaseRecorder, as_named
@@ -26,8 +26,12 @@ from monai_smia.handlers.batch import attack_batch, batch_seed, case_files
 from monai_smia.intensity import IntensityScale
 from monai_smia.reports import CLEAN, RobustnessReport
 
-Fitted = Callable[[Attack, torch.Tensor], Attack]
-"""``(attack, image) -> attack``: the attack with what depends on the batch, such as an eps relative to each image."""
+Fitted = Callable[[str, Attack, torch.Tensor], Attack]
+"""``(name, attack, image) -> attack`` with what depends on the batch, such as an eps relative to each image."""
+
+
+HOPELESS = 3
+"""So many first cases that fail alike end a run."""
 
 
 class Watcher(Protocol):
@@ -97,17 +101,22 @@ class CaseByCase:
         self.watchers = tuple(watchers)
         self.progress = progress
         refuse_savers(evaluator)
+        self._weights = loaders(evaluator)
         self._metrics = metrics_of(evaluator)
         self.state = Progress() if self.file is None else read_progress(self.file, self.settings, resume)
-        self._loaded_weights = False
 
     def run(self) -> RobustnessReport:
-        """Evaluate what is not done yet.
+        """Evaluate what is not done yet; the evaluator's `CheckpointLoader`, if it has one, loads the weights once.
 
         Returns:
             The report of all cases done, those of an earlier run included.
+
+        Raises:
+            RuntimeError: when all of the first cases fail alike, which no other case will mend.
         """
         loader, first = self.evaluator.data_loader, self.state.done
+        for load in self._weights:
+            load(self.evaluator)
         with (
             self._quiet(),
             tqdm(total=count(loader), initial=len(first), disable=not self.progress, unit="batch") as bar,
@@ -118,6 +127,7 @@ class CaseByCase:
                 if planned.number not in self.state.done:
                     self._evaluate(planned)
                     bar.update()
+                    self._give_up()
         return self.report()
 
     @property
@@ -132,6 +142,12 @@ class CaseByCase:
         runs = (CLEAN, *self.attacks)
         metrics = {run: self.state.metrics.get(run, {}) for run in runs}
         return recorder.report(metrics, {run: self.state.details.get(run, {}) for run in runs}, self.attacks)
+
+    def _give_up(self) -> None:
+        """Stop where nothing but the same error has come."""
+        failed = [(failure.stage, failure.error) for failure in self.state.failures if failure.stage != "loading"]
+        if not self.state.names and len(failed) >= HOPELESS and len(set(failed)) == 1:
+            raise RuntimeError(f"{failed[0][0]}: the first {len(failed)} cases all failed with {failed[0][1]}")
 
     def _evaluate(self, planned: Planned) -> None:
         """One batch; if it fails as a whole, its cases one by one."""
@@ -210,9 +226,7 @@ class CaseByCase:
             evaluator.data_loader, evaluator.state.epoch_length = [batch], 1
             evaluator.state.first_batch = number
             evaluator._internal_run_generator = None  # of a run that failed: ignite would go on with it
-            with without_handlers(evaluator, (CheckpointLoader,) if self._loaded_weights else ()):
-                evaluator.run()
-            self._loaded_weights = True
+            evaluator.run()
         finally:
             evaluator.data_loader, evaluator.state.epoch_length = loader, length
             vars(evaluator.state).pop("first_batch", None)
@@ -228,7 +242,7 @@ class CaseByCase:
     def _attacked(self, run: str, engine: Any) -> tuple[Any, AttackResult]:
         batch, attack = engine.state.batch, self.attacks[run]
         image = batch[self.image_key] if isinstance(batch, dict) else batch[0]
-        attack = attack if self.fitted is None else self.fitted(attack, image)
+        attack = attack if self.fitted is None else self.fitted(run, attack, image)
 
         def show(trial: Any, prediction: Any) -> None:
             self._bar.set_postfix_str(f"{run} {trial.step + 1}/{trial.steps}")
@@ -253,7 +267,7 @@ class CaseByCase:
             name: vars(state)[name] for name in ("metrics", "metric_details", "batch", "output") if name in vars(state)
         }
         with ExitStack() as stack:
-            stack.enter_context(without_handlers(self.evaluator, (*RECORDING, StatsHandler)))
+            stack.enter_context(without_handlers(self.evaluator, (*RECORDING, StatsHandler, CheckpointLoader)))
             stack.enter_context(without_saving_images(self.evaluator))
             try:
                 yield

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from monai.handlers import (
+    CheckpointLoader,
     CheckpointSaver,
     ClassificationSaver,
     EarlyStopHandler,
@@ -71,6 +72,17 @@ def refuse_savers(evaluator: Any) -> list[SaveImage]:
                 "expected an evaluator without it"
             )
     return [saver for holder, name in _postprocessings(evaluator) for saver in image_savers(getattr(holder, name))]
+
+
+def loaders(evaluator: Any) -> list[CheckpointLoader]:
+    """What loads weights when the evaluator starts."""
+    return [owner for owner, _ in _handlers(evaluator) if isinstance(owner, CheckpointLoader)]
+
+
+def postprocessing_of(evaluator: Any) -> Any:
+    """The evaluator's postprocessing; ``None`` where it has none that can be found."""
+    found = [getattr(holder, name) for holder, name in _postprocessings(evaluator)]
+    return found[0] if found else None
 
 
 @contextmanager

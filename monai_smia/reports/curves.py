@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`curves_of` and `figure`: a metric over the budget, one curve for each attack."""
+"""`curves_of` and `figure`: a metric over the budget, one curve for each attack; `figure` leads to a case too."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from monai_smia.reports.budgets import NETWORK_UNITS
+from monai_smia.reports.case_figure import case_figure
 from monai_smia.reports.readout import Estimate, Measure, Reading, Readout, read_report
 from monai_smia.reports.report import CLEAN, RobustnessReport
+from monai_smia.reports.views import CaseView
 
 COLOURS = ("#0072b2", "#c44e00", "#007a59", "#a6457f", "#7a5c00", "#5a5fc7", "#444444", "#1b8a9e")
 MARKERS = "os^Dv<>P"
@@ -81,29 +83,63 @@ def axis_label(unit: str, norm: float) -> str:
     return f"{kind} [{unit}]" if unit != NETWORK_UNITS else f"{kind}, {unit}"
 
 
-def figure(report: RobustnessReport, kind: str = "curve", *, reading: Reading | None = None) -> Any:
-    """A matplotlib figure of the report's numbers, those of the page.
+def figure(
+    report: RobustnessReport,
+    kind: str = "curve",
+    case: str | None = None,
+    *,
+    views: Sequence[CaseView] = (),
+    reading: Reading | None = None,
+    runs: Sequence[str] | None = None,
+    index: int | None = None,
+) -> Any:
+    """A matplotlib figure of the report's numbers, those of the page, or of one case's images.
 
     Args:
         report: what an evaluation gave.
         kind: ``"curve"``: the metric of `reading` over the budget, a curve with its 95 % bootstrap band for each
-            attack, a panel for each norm.
-        reading: which metric, names and patients.
+            attack, a panel for each norm. ``"case"``: image, adversarial image, difference in the report's unit and
+            both predictions, a row for each run; see `monai_smia.reports.case_figure.case_figure`.
+        case: of ``"case"``: which; ``None`` where there is one view only.
+        views: of ``"case"``: where its images are from. A curve leaves them aside.
+        reading: of ``"curve"``: which metric, names and patients.
+        runs: of ``"case"``: which, in this order; ``None`` for all.
+        index: of ``"case"``: slice of a volume; ``None`` for that with most label, else prediction, else change.
 
     Returns:
         A ``matplotlib.figure.Figure``, bound to no window; ``savefig`` writes it.
 
     Raises:
-        ValueError: for another kind, and where the report has no metric or no run with a known budget.
+        ValueError: for another kind, an argument of the other kind, where the report has no metric or no run with a
+            known budget, and where no view or several are of the case.
         ImportError: without matplotlib (the extra ``report``).
 
     Example:
         .. code-block:: python
 
             figure(report, "curve").savefig("curve.png", dpi=150)
+            figure(report, "case", "a.nii.gz", views=[load_view("a.npz")]).savefig("case.svg")
     """
-    if kind != "curve":
-        raise ValueError(f"kind: expected 'curve'; got {kind!r}")
+    if kind not in ("curve", "case"):
+        raise ValueError(f"kind: expected 'curve' or 'case'; got {kind!r}")
+    others = {"reading": reading} if kind == "case" else {"case": case, "runs": runs, "index": index}
+    for name, value in others.items():
+        if value is not None:
+            raise ValueError(f"{name}: expected none for the kind {kind!r}; got {value!r}")
+    if kind == "case":
+        return case_figure(_view_of(views, case), report.unit, runs=runs, index=index)
+    return _curve_figure(report, reading)
+
+
+def _view_of(views: Sequence[CaseView], case: str | None) -> CaseView:
+    found = [view for view in views if case is None or view.case == case]
+    if len(found) != 1:
+        wanted = "one view, or a case of several" if case is None else f"one view of {case!r}"
+        raise ValueError(f"views: expected {wanted}; got views of {[view.case for view in views]}")
+    return found[0]
+
+
+def _curve_figure(report: RobustnessReport, reading: Reading | None) -> Any:
     from matplotlib.figure import Figure  # an extra; only figures need it
 
     readout = read_report(report, reading)

@@ -5,14 +5,18 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from monai_smia.reports.files import write_whole
+from monai_smia.reports.report_reading import read_saved
+
+if TYPE_CHECKING:
+    from monai_smia.reports.views import CaseView
 
 CLEAN = "clean"
 
@@ -42,6 +46,30 @@ class RobustnessReport:
     cases: tuple[dict[str, Any], ...]
     attacks: dict[str, str]
     unit: str
+
+    @classmethod
+    def load(cls, folder_or_file: str | Path) -> RobustnessReport:
+        """The report that `save` or `to_json` wrote.
+
+        It equals the one written, except that what was not finite (or ``None``) is NaN, and that arrays and tensors are
+        lists.
+
+        Args:
+            folder_or_file: a JSON file, or the folder of ``robustness.json`` or else ``report.json``.
+
+        Raises:
+            FileNotFoundError: when it is not there.
+            ValueError: when it is not such a report.
+
+        Example:
+            >>> import tempfile
+            >>> report = RobustnessReport({"clean": {"dice": 0.9}, "pgd": {"dice": 0.3}}, (), {"pgd": "PGD()"}, "HU")
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     report.save(folder)
+            ...     RobustnessReport.load(folder) == report
+            True
+        """
+        return cls(**read_saved(folder_or_file))
 
     def to_frame(self) -> pd.DataFrame:
         """One row per run: its metrics, then the attack's success rate, mean losses, largest change and mean passes."""
@@ -91,6 +119,31 @@ class RobustnessReport:
         if path is not None:
             write_whole(path, text, overwrite)
         return text
+
+    def figure(
+        self, kind: str = "curve", case: str | None = None, *, views: Sequence[CaseView] = (), **options: Any
+    ) -> Any:
+        """A matplotlib figure for a paper: see `monai_smia.reports.figure`, which has the options.
+
+        Args:
+            kind: ``"curve"``, a metric over the budget, or ``"case"``, what the attacks did to one case.
+            case: which case; ``None`` where there is one view only.
+            views: where its images are from.
+            options: ``reading`` of a curve; ``runs`` and ``index`` of a case.
+
+        Returns:
+            A ``matplotlib.figure.Figure``, bound to no window; ``savefig`` writes it.
+
+        Example:
+            .. code-block:: python
+
+                report = RobustnessReport.load("robustness")
+                report.figure("curve").savefig("curve.svg")
+                report.figure("case", "a.nii.gz", views=[load_view("a.npz")]).savefig("case.png", dpi=200)
+        """
+        from monai_smia.reports.curves import figure  # which imports this module
+
+        return figure(self, kind, case, views=views, **options)
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> None:
         """Write ``robustness.md``, ``robustness.csv`` (runs), ``cases.csv`` (cases) and ``robustness.json``.

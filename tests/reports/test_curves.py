@@ -98,7 +98,7 @@ def test_the_figure_has_the_same_numbers() -> None:
 
 
 def test_what_cannot_be_drawn_is_refused() -> None:
-    with pytest.raises(ValueError, match="kind: expected 'curve'; got 'pie'"):
+    with pytest.raises(ValueError, match="kind: expected 'curve' or 'case'; got 'pie'"):
         figure(sample_report(), "pie")
     pytest.importorskip("matplotlib")
     with pytest.raises(ValueError, match="report: expected a metric and a run with a known budget"):
