@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+from monai_smia.attacks.apgd import APGD
 from monai_smia.attacks.attack import Attack, GradientAttack
+from monai_smia.attacks.bias_field import BiasField
 from monai_smia.attacks.criteria import Criterion, DiceBelow, Misclassification, Not
+from monai_smia.attacks.dag import DAG
 from monai_smia.attacks.dense import CosPGD, SegPGD
 from monai_smia.attacks.detection import DetectionDivergence, DetectionLoss, DetectorHeads, HeadOutputs
 from monai_smia.attacks.detection_criteria import BoxesMissed, FalsePositives
@@ -12,34 +15,47 @@ from monai_smia.attacks.freezing import frozen
 from monai_smia.attacks.gradients import AtIterate, Gradient
 from monai_smia.attacks.hunt import Hunt, Setting
 from monai_smia.attacks.loop import Recipe, ascend
+from monai_smia.attacks.margins import DLR, CrossEntropy, JensenShannon, Margin, MaskedCrossEntropy
 from monai_smia.attacks.named import BIM, DIFGSM, FGSM, MIFGSM, NIFGSM, PGD, TIFGSM, VMIFGSM, GaussianNoise
 from monai_smia.attacks.objectives import Deviation, Objective
 from monai_smia.attacks.result import AttackResult
 from monai_smia.attacks.smia import SMIA
+from monai_smia.attacks.smooth_perturbations import SAP
 from monai_smia.attacks.smoothing import Gaussian
 from monai_smia.attacks.steps import Chain, Largest, Momentum, Normalize, Scale, Sign, Smooth, Step, steepest
 from monai_smia.attacks.threat_models import LpBall, ThreatModel
 from monai_smia.attacks.tpgd import TPGD
 from monai_smia.attacks.trial import Trial
+from monai_smia.attacks.universal import UniversalAttack, UniversalPerturbation
+from monai_smia.attacks.universal_fit import UAP
+from monai_smia.attacks.vafa import VAFA
 
 __all__ = [
+    "APGD",
     "BIM",
+    "DAG",
     "DIFGSM",
+    "DLR",
     "FGSM",
     "MIFGSM",
     "NIFGSM",
     "PGD",
+    "SAP",
     "SMIA",
     "TIFGSM",
     "TPGD",
+    "UAP",
+    "VAFA",
     "VMIFGSM",
     "AtIterate",
     "Attack",
     "AttackResult",
+    "BiasField",
     "BoxesMissed",
     "Chain",
     "CosPGD",
     "Criterion",
+    "CrossEntropy",
     "DetectionDivergence",
     "DetectionLoss",
     "DetectorHeads",
@@ -52,8 +68,11 @@ __all__ = [
     "GradientAttack",
     "HeadOutputs",
     "Hunt",
+    "JensenShannon",
     "Largest",
     "LpBall",
+    "Margin",
+    "MaskedCrossEntropy",
     "Misclassification",
     "Momentum",
     "Normalize",
@@ -68,6 +87,8 @@ __all__ = [
     "Step",
     "ThreatModel",
     "Trial",
+    "UniversalAttack",
+    "UniversalPerturbation",
     "ascend",
     "frozen",
     "steepest",

@@ -12,8 +12,18 @@ from monai_smia.transforms.dictionary import (
     RandAdversarialAttackd,
     RandAdversarialAttackDict,
 )
+from monai_smia.transforms.universal import (
+    AddUniversalPerturbation,
+    AddUniversalPerturbationD,
+    AddUniversalPerturbationd,
+    AddUniversalPerturbationDict,
+)
 
 __all__ = [
+    "AddUniversalPerturbation",
+    "AddUniversalPerturbationD",
+    "AddUniversalPerturbationDict",
+    "AddUniversalPerturbationd",
     "AdversarialAttack",
     "AdversarialAttackD",
     "AdversarialAttackDict",
