@@ -98,8 +98,10 @@ class IntensityScale:
                 f"{len(found)}. Give an IntensityScale with its own numbers instead"
             )
         scaler = found[0]
-        low, high = (0.0, 1.0) if scaler.b_min is None or scaler.b_max is None else (scaler.b_min, scaler.b_max)
-        return cls(float(scaler.a_min), float(scaler.a_max), float(low), float(high), bool(scaler.clip), unit)
+        open_ended = scaler.b_min is None or scaler.b_max is None  # scaled to 0..1, and not clipped at that end
+        low, high = (0.0, 1.0) if open_ended else (scaler.b_min, scaler.b_max)
+        clip = bool(scaler.clip) and not open_ended
+        return cls(float(scaler.a_min), float(scaler.a_max), float(low), float(high), clip, unit)
 
     @property
     def unit_size(self) -> float:

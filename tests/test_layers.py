@@ -120,7 +120,8 @@ def test_house_rules(path: Path) -> None:
     assert lines[0] == "# SPDX-License-Identifier: Apache-2.0"
     assert ast.get_docstring(tree(path)), "a module says in one line what it is"
     calls = [node.func for node in ast.walk(tree(path)) if isinstance(node, ast.Call)]
-    assert not [function for function in calls if isinstance(function, ast.Name) and function.id == "print"]
+    if not path.name.startswith("command"):  # what a command has to say, it prints
+        assert not [function for function in calls if isinstance(function, ast.Name) and function.id == "print"]
     if path in ATTACKS:
         assert not [
             function for function in calls if isinstance(function, ast.Attribute) and function.attr == "backward"

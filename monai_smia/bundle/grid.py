@@ -47,7 +47,7 @@ def attack_grid(
     stray = set(options) - set(names)
     if stray:
         raise ValueError(f"options: expected only names among {list(names)}; got {sorted(stray)}")
-    known = _known()
+    known = known_attacks()
     unknown = set(shared) - {field for fields in known.values() for field in fields}
     if unknown:
         raise TypeError(f"shared: expected arguments of attacks; no attack has {sorted(unknown)}")
@@ -69,7 +69,7 @@ def attack_grid(
     return grid
 
 
-def _known() -> dict[str, set[str]]:
+def known_attacks() -> dict[str, set[str]]:
     """The arguments of every attack that can be built."""
     kinds = {name: getattr(monai_smia.attacks, name) for name in monai_smia.attacks.__all__}
     return {

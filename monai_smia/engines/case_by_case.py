@@ -21,7 +21,7 @@ from monai_smia.engines.batches import Failure, Planned, count, plan
 from monai_smia.engines.guards import RECORDING, loaders, refuse_savers, without_handlers, without_saving_images
 from monai_smia.engines.metric_state import metrics_of, restore, state_of
 from monai_smia.engines.progress import Progress, read_progress, write_progress
-from monai_smia.engines.records import CaseRecorder, as_named
+from monai_smia.engines.records import CaseRecorder, as_named, short_names
 from monai_smia.handlers.batch import attack_batch, batch_seed, case_files
 from monai_smia.intensity import IntensityScale
 from monai_smia.reports import CLEAN, RobustnessReport
@@ -134,6 +134,10 @@ class CaseByCase:
     def failures(self) -> tuple[Failure, ...]:
         """Cases that failed."""
         return tuple(self.state.failures)
+
+    def case_names(self) -> dict[str, str]:
+        """File of a finished case to its name in the report."""
+        return dict(zip(self.state.names, short_names(self.state.names), strict=True))
 
     def report(self) -> RobustnessReport:
         """The report of what is done."""

@@ -104,13 +104,13 @@ class CaseRecorder:
         cases = []
         for run in metrics:
             rows = self.rows.get(run, [{} for _ in self.names])
-            for i, (name, row) in enumerate(zip(_short(self.names), rows, strict=True)):
+            for i, (name, row) in enumerate(zip(short_names(self.names), rows, strict=True)):
                 cases.append({"attack": run, "case": name, **_of_case(details[run], i, len(self.names)), **row})
         unit = "network units" if self.intensity is None else self.intensity.unit
         return RobustnessReport(metrics, tuple(cases), {name: repr(attack) for name, attack in attacks.items()}, unit)
 
 
-def _short(files: list[str]) -> list[str]:
+def short_names(files: list[str]) -> list[str]:
     """File names, with their folder where two would be the same."""
     names = [Path(file).name for file in files]
     return [

@@ -13,7 +13,7 @@ from monai_smia.reports.wording import UNDEFINED, shown
 
 WIDTH, HEIGHT = 470.0, 300.0
 _TOP, _LEFT, _BOTTOM = 14.0, 46.0, 46.0
-_LETTER = 8.0  # mean width of a letter of the labels, which are bold
+_LETTER = 10.0  # width of a capital of the labels, which are bold
 _APART = 15.0  # least distance of two labels' lines
 _STYLES = 8
 

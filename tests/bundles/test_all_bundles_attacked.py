@@ -13,6 +13,8 @@ from bundle_runs import Trained, finished
 from ignite.engine import Events
 
 from monai_smia.attacks import Attack
+from monai_smia.bundle.command_evaluate import evaluate
+from monai_smia.reports import RobustnessReport
 
 KINDS = ("FGSM", "SMIA")
 rows = pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
@@ -48,8 +50,25 @@ def test_a_report_of_clean_and_attacked_metrics(trained: Trained, tmp_path: Path
         assert report["metrics"][attack] == pytest.approx({name: found[f"{attack}_{name}"] for name in clean})
     cases = [case for case in report["cases"] if case["attack"] in names]
     assert len(cases) == 2 * 3
+    options = {key: value for key, value in options.items() if not key.startswith("validate#")}
+    same_by_command(trained, tmp_path, options, RobustnessReport.load(folder))
     assert all(0 < case["largest_change"] <= 2 * (1 + 1e-5) for case in cases)
     assert all(case["loss"] >= case["clean_loss"] - 1e-6 for case in cases)
+
+
+def same_by_command(trained: Trained, folder: Path, options: dict[str, Any], expected: RobustnessReport) -> None:
+    """`monai-smia evaluate` gives the numbers of the bundle's own attack.json, and writes nothing into the bundle."""
+    before = {path: path.stat().st_mtime_ns for path in trained.row.root.rglob("*") if "__pycache__" not in path.parts}
+    where = {"dataset_dir": str(trained.data), "ckpt_dir": str(trained.models), "out": str(folder / "command")}
+    assert evaluate(str(trained.row.root), **where, **trained.row.small, **options) == 0
+    found = RobustnessReport.load(folder / "command")
+    assert found.metrics == {run: pytest.approx(values, abs=1e-6) for run, values in expected.metrics.items()}
+    assert len(found.cases) == len(expected.cases)
+    for one, other in zip(found.cases, expected.cases, strict=True):
+        assert one == pytest.approx(other, abs=1e-6, nan_ok=True) if "loss" not in one else one.keys() == other.keys()
+    after = {path: path.stat().st_mtime_ns for path in trained.row.root.rglob("*") if "__pycache__" not in path.parts}
+    assert after == before
+    assert (folder / "command" / "report.html").stat().st_size < 15_000_000
 
 
 @rows

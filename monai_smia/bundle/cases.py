@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Evaluating some cases of a data set only: the first few, or those of given file names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from torch.utils.data import Subset
+
+from monai_smia.bundle.errors import BundleError
+
+Cases = int | str | Sequence[str] | None
+
+
+def as_cases(cases: Cases) -> int | tuple[str, ...] | None:
+    """A number, or file names with or without suffix, which may hold ``*``; a string of digits is a number.
+
+    Raises:
+        BundleError: for a number below 1 or for no name.
+
+    Example:
+        >>> as_cases("20"), as_cases("spleen_10, spleen_2*")
+        (20, ('spleen_10', 'spleen_2*'))
+    """
+    if cases is None:
+        return None
+    if isinstance(cases, str):
+        cases = int(cases) if cases.strip().isdigit() else [name.strip() for name in cases.split(",") if name.strip()]
+    if isinstance(cases, bool) or (isinstance(cases, int) and cases < 1) or not cases:
+        raise BundleError(f"cases: expected a number of at least 1, or file names; got {cases!r}")
+    return cases if isinstance(cases, int) else tuple(str(name) for name in cases)
+
+
+def limited(dataset: Any, cases: int | tuple[str, ...] | None) -> Any:
+    """The data set with the wanted cases only: the same object with a shorter ``data``, else a subset of it.
+
+    Raises:
+        BundleError: when the data set has no length or a name is in no case.
+    """
+    if cases is None:
+        return dataset
+    data = getattr(dataset, "data", None)
+    sized = data is not None and hasattr(data, "__len__") and len(data) == len(dataset)
+    if not sized and not hasattr(dataset, "__len__"):
+        raise BundleError(f"cases: expected a data set with a length; {type(dataset).__name__} has none")
+    items: Any = data if sized else []
+    wanted = list(range(min(cases, len(dataset)))) if isinstance(cases, int) else _named(items, cases)
+    if not sized:
+        return Subset(dataset, wanted)
+    kept = [items[index] for index in wanted]
+    if callable(getattr(dataset, "set_data", None)):
+        dataset.set_data(kept)  # a caching data set keeps more than the list
+    else:
+        dataset.data = kept
+    return dataset
+
+
+def _named(data: Sequence[Any], patterns: tuple[str, ...]) -> list[int]:
+    names = [sorted(set(_file_names(item))) for item in data]
+    used = set()
+    wanted = []
+    for index, own in enumerate(names):
+        hits = {pattern for pattern in patterns for name in own if fnmatchcase(name, pattern)}
+        used |= hits
+        if hits:
+            wanted.append(index)
+    if lost := [pattern for pattern in patterns if pattern not in used]:
+        there = [min(own, key=len) for own in names if own]
+        some = ", ".join(there[:5]) + (", ..." if len(there) > 5 else "")
+        raise BundleError(f"cases: expected names of the {len(data)} cases ({some or 'which have none'}); got {lost}")
+    return wanted
+
+
+def _file_names(item: Any) -> Iterator[str]:
+    """Names of the files of a case, with and without suffix."""
+    if hasattr(item, "meta"):
+        item = item.meta.get("filename_or_obj")
+    if isinstance(item, (str, Path)):
+        name = Path(item).name
+        yield name
+        yield Path(name.removesuffix(".gz")).stem
+    elif isinstance(item, Mapping):
+        for value in item.values():
+            yield from _file_names(value)
+    elif isinstance(item, (list, tuple)):
+        for value in item:
+            yield from _file_names(value)

@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``monai-smia evaluate``."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from monai_smia.bundle.grid import known_attacks
+from monai_smia.bundle.opening import OpenBundle, open_bundle
+from monai_smia.bundle.provenance import file_checksum
+from monai_smia.bundle.under_attack import ATTACKS, Outcome, evaluate_under_attack
+
+
+def evaluate(
+    bundle: str,
+    attacks: Any = None,
+    eps: Any = None,
+    steps: int | None = None,
+    cases: Any = None,
+    dataset_dir: str | None = None,
+    weights: str | None = None,
+    out: str | None = None,
+    resume: bool = False,
+    configs: Any = None,
+    device: str | None = None,
+    bounds: Any = None,
+    tolerance: float | None = None,
+    seed: int = 0,
+    views: int = 4,
+    **more: Any,
+) -> int:
+    """Evaluate a MONAI bundle clean and under attack, and write a report.
+
+    The bundle is used as it is: its data, network, inferer, postprocessing and metrics. Nothing is written into it.
+    Without --attacks and --eps a bundle that has its own configs/attack.json is attacked as that says; any other by
+    SMIA, PGD and noise at budgets that suit its intensities.
+
+    Examples:
+        monai-smia evaluate bundles/lung_ct_segmentation
+        monai-smia evaluate spleen_ct_segmentation --dataset_dir Task09_Spleen --attacks SMIA,PGD --eps 2HU,5HU
+        monai-smia evaluate my_bundle --eps 4/255 --cases 20 --resume
+        monai-smia evaluate my_bundle --eps 1% --steps 20 --validate#inferer#overlap 0.5
+
+    Args:
+        bundle: folder of the bundle.
+        attacks: names, such as SMIA,PGD; `monai-smia attacks` lists them.
+        eps: budgets, such as 2HU,5HU or 4/255 or 1% or 8grey or 0.1SD; `monai-smia inspect` says which units there are.
+        steps: of iterated attacks; 10 where nothing else is said.
+        cases: how many cases, the first ones; or file names, separated by commas.
+        dataset_dir: where the data are, if not where the bundle says.
+        weights: file of the weights, if not models/model.pt.
+        out: folder of the report; robustness/NAME here where nothing else is said.
+        resume: go on with an evaluation that was interrupted.
+        configs: names of configuration files, if others than the bundle's usual ones.
+        device: such as cpu or cuda:0.
+        bounds: lowest and highest value of the network's input, such as 0,1, where they cannot be read.
+        tolerance: error of a regression from which on an attack succeeded.
+        seed: of the attacks' randomness.
+        views: how many cases the report shows pictures of.
+        more: arguments of attacks (--norm 2) and ids of the bundle's configuration (--validate#inferer#overlap 0.5).
+    """
+    fields = {field for fields in known_attacks().values() for field in fields}
+    shared = {name: value for name, value in more.items() if name in fields}
+    overrides = {name: value for name, value in more.items() if name not in fields}
+    own = attacks is None and eps is None and not shared and (Path(bundle) / "configs" / "attack.json").is_file()
+    if own and steps is not None:
+        overrides["steps"] = steps
+    place = Path(out) if out is not None else Path("robustness") / Path(bundle).resolve().name
+    place = place.absolute()  # an open bundle is the working folder
+    with open_bundle(
+        bundle,
+        configs=configs,
+        overrides=overrides,
+        dataset_dir=dataset_dir,
+        weights=weights,
+        cases=cases,
+        device=device,
+    ) as opened:
+        opened.require()
+        common: dict[str, Any] = {
+            "out": place,
+            "resume": resume,
+            "seed": seed,
+            "views": views,
+            "label_names": opened.label_names(),
+            "postprocessing": opened.postprocessing(),
+            "about": about(opened, sys.argv),
+            "title": f"{opened.root.name} under attack",
+        }
+        if own and opened.attack_config is not None:
+            outcome = evaluate_under_attack(
+                opened.evaluator(),
+                opened.attacks(),
+                intensity=opened.intensity(),
+                loss_function=opened.loss(),
+                **common,
+            )
+        else:
+            image = opened.image_format()
+            outcome = evaluate_under_attack(
+                opened.evaluator(),
+                attacks or ATTACKS,
+                eps,
+                steps=10 if steps is None else steps,
+                loss_function=opened.loss(),
+                criterion=opened.criterion(),
+                tolerance=tolerance,
+                preprocessing=opened.preprocessing(),
+                bounds=bounds,
+                modality=image.get("modality"),
+                value_range=image.get("value_range"),
+                **common,
+                **shared,
+            )
+    return _told(outcome)
+
+
+def about(opened: OpenBundle, command: list[str]) -> dict[str, str]:
+    """What a report says of a bundle."""
+    version = opened.metadata.get("version")
+    words = {"bundle": opened.root.name + (f" {version}" if version else "")}
+    if opened.weights_file is not None:
+        words["weights"] = f"{opened.weights_file.name}, SHA-256 {file_checksum(opened.weights_file)}"
+    shown = ["monai-smia", *command[1:]]
+    return words | {"command": " ".join(map(shlex.quote, shown))}
+
+
+def _told(outcome: Outcome) -> int:
+    """Print what a person wants to know; the exit status."""
+    print(outcome.report.to_markdown())
+    print(f"\nReport: {outcome.page}")
+    for failure in outcome.failures:
+        print(f"failed: {failure.case} ({failure.stage}): {failure.error}", file=sys.stderr)
+    return 1 if outcome.failures else 0

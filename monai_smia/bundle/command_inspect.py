@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``monai-smia inspect`` and ``monai-smia attacks``."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect as python_inspect
+from typing import Any
+
+import monai_smia.attacks
+from monai_smia.bundle.eps import default_eps
+from monai_smia.bundle.errors import BundleError
+from monai_smia.bundle.grid import known_attacks
+from monai_smia.bundle.opening import open_bundle
+from monai_smia.bundle.units import read_intensity
+
+
+def inspect(bundle: str, dataset_dir: str | None = None, configs: Any = None, **overrides: Any) -> int:
+    """Say what was found in a bundle, what is missing, and which argument supplies it.
+
+    Args:
+        bundle: folder of the bundle.
+        dataset_dir: where the data are, if not where the bundle says.
+        configs: names of configuration files, if others than the bundle's usual ones.
+        overrides: ids of the bundle's configuration (--validate#inferer#overlap 0.5).
+    """
+    with open_bundle(bundle, dataset_dir=dataset_dir, configs=configs, overrides=overrides) as opened:
+        rows = opened.found()
+        lacking = opened.missing()
+        rows |= _units(opened)
+        width = max(map(len, rows))
+        for name, text in rows.items():
+            print(f"{name:<{width}}  {text}")
+        for item in lacking:
+            print(f"missing: {item.what}" + (f"; give --{item.argument}" if item.argument else ""))
+    return 1 if lacking else 0
+
+
+def attacks() -> int:
+    """List the attacks and their arguments."""
+    for name, fields in known_attacks().items():
+        kind = getattr(monai_smia.attacks, name)
+        summary = (python_inspect.getdoc(kind) or "").splitlines()[0]
+        print(f"{name}: {summary}")
+        shown = [f"{field.name}={field.default!r}" for field in dataclasses.fields(kind) if field.name in fields]
+        shown = [text.replace("=<dataclasses._MISSING_TYPE object at", "=...").split(" 0x")[0] for text in shown]
+        print("    " + ", ".join(shown))
+    return 0
+
+
+def _units(opened: Any) -> dict[str, str]:
+    image = opened.image_format()
+    try:
+        reading = read_intensity(
+            opened.preprocessing(), modality=image.get("modality"), value_range=image.get("value_range")
+        )
+    except BundleError as error:
+        return {"units of eps": f"not known: {error}"}
+    if reading.missing:
+        return {"units of eps": f"{reading.said} {reading.missing}"}
+    usual = ",".join(budget.label for budget in default_eps(reading))
+    return {"intensities": reading.said, "units of eps": f"{', '.join(reading.units)}; without --eps: {usual}"}

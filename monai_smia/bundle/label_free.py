@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Evaluation without labels: under attack, how far does a network leave its own clean prediction?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from ignite.metrics import Accuracy
+from monai.engines import SupervisedEvaluator
+from monai.handlers import MeanDice, from_engine
+from monai.networks import one_hot
+from monai.utils import CommonKeys
+
+from monai_smia.attacks import frozen
+from monai_smia.attacks.heads import decisions, main_output
+from monai_smia.bundle.own_prediction import own_prediction
+from monai_smia.bundle.tasks import Task
+from monai_smia.engines.guards import loaders
+
+
+def without_labels(
+    evaluator: Any, task: Task, image_key: str = CommonKeys.IMAGE, label_key: str = CommonKeys.LABEL
+) -> tuple[SupervisedEvaluator, Callable[[Any], Any]]:
+    """An evaluator of the same network, inferer and data, whose labels are the network's own clean predictions.
+
+    Its metric is ``dice_with_clean_prediction`` for dense heads, ``same_decision_as_clean`` for classifiers; both are 1
+    without an attack. Nothing of the given evaluator's postprocessing runs, so that no file is written.
+
+    Args:
+        evaluator: what predicts.
+        task: its head.
+        image_key, label_key: of the batch; the prediction is put under the second.
+
+    Returns:
+        The evaluator, and what gives a batch its label.
+
+    Raises:
+        ValueError: for a head whose prediction is no decision (regression, detection).
+    """
+    if task.kind in ("regression", "detection"):
+        raise ValueError(f"label_key: a {task.kind} without labels has no clean decision to compare with; give labels")
+    dense = "segmentation" in task.kind
+    take = from_engine([CommonKeys.PRED, CommonKeys.LABEL])
+    metric: dict[str, Any] = {"dice_with_clean_prediction": MeanDice(include_background=True, output_transform=take)}
+    if not dense:
+        metric = {"same_decision_as_clean": Accuracy(output_transform=take)}
+
+    def prepare(batch: Any, device: Any = None, non_blocking: bool = False, **kwargs: Any) -> tuple[Any, Any]:
+        image, label = batch[image_key].to(device, non_blocking=non_blocking, **kwargs), batch.get(label_key)
+        return image, None if label is None else label.to(device)
+
+    def discrete(item: dict[str, Any]) -> dict[str, Any]:
+        output = main_output(item[CommonKeys.PRED])[None]
+        multilabel = "multilabel" in task.kind or task.activation == "sigmoid"
+        decided = decisions(output, task.activation, multilabel)
+        label = item[CommonKeys.LABEL]
+        if not dense:
+            same = bool((decided[0] == label.reshape(decided[0].shape)).all())
+            return {**item, CommonKeys.PRED: torch.tensor(int(same)), CommonKeys.LABEL: torch.tensor(1)}
+        if decided.dtype == torch.bool:
+            return {**item, CommonKeys.PRED: decided[0].float(), CommonKeys.LABEL: label.float()}
+        classes = output.shape[1]
+        pair = (one_hot(decided[:, None], classes)[0][1:], one_hot(label[None], classes)[0][1:])
+        return {**item, CommonKeys.PRED: pair[0], CommonKeys.LABEL: pair[1]}
+
+    again = SupervisedEvaluator(
+        device=evaluator.state.device,
+        val_data_loader=evaluator.data_loader,
+        network=evaluator.network,
+        inferer=evaluator.inferer,
+        prepare_batch=prepare,
+        postprocessing=discrete,
+        key_val_metric=metric,
+        val_handlers=loaders(evaluator),
+        amp=evaluator.amp,
+    )
+
+    def labelled(batch: Any) -> Any:
+        if not isinstance(batch, dict):
+            raise ValueError(f"label_key: expected batches that are dictionaries; got a {type(batch).__name__}")
+        image = batch[image_key].to(again.state.device)
+        with torch.no_grad(), frozen(again.network):
+            prediction = again.inferer(image, again.network)
+        return {**batch, label_key: own_prediction(prediction, task)}
+
+    return again, labelled

@@ -1,0 +1,287 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`evaluate_under_attack`: an evaluator as it is, attacked at budgets in its own units, with a report in a folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.data import DataLoader
+from monai.utils import CommonKeys
+from tqdm.auto import tqdm
+
+from monai_smia.attacks import Attack, Criterion
+from monai_smia.bundle.budget_grid import BudgetGrid, grid_of
+from monai_smia.bundle.cases import as_cases, limited
+from monai_smia.bundle.eps import default_eps, parse_eps
+from monai_smia.bundle.label_free import without_labels
+from monai_smia.bundle.probing import Probe, probe
+from monai_smia.bundle.provenance import data_checksum, hardware
+from monai_smia.bundle.report_files import FILES, write_report
+from monai_smia.bundle.structures import named_structures
+from monai_smia.bundle.units import IntensityReading, read_intensity
+from monai_smia.bundle.view_keeper import ViewKeeper
+from monai_smia.engines import CaseByCase
+from monai_smia.engines.batches import Failure
+from monai_smia.engines.guards import postprocessing_of
+from monai_smia.intensity import IntensityScale
+from monai_smia.reports import Reading, RobustnessReport
+
+ATTACKS = ("SMIA", "PGD", "GaussianNoise")
+"""What is tried where nothing else is asked for: the paper's attack, the field's, and noise of the same size."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an evaluation under attack gave.
+
+    Attributes:
+        report: clean and adversarial metrics.
+        failures: cases that failed.
+        folder: where everything was written.
+        page: the HTML page.
+    """
+
+    report: RobustnessReport
+    failures: tuple[Failure, ...]
+    folder: Path
+    page: Path
+
+
+def evaluate_under_attack(
+    evaluator: Any,
+    attacks: Sequence[str] | str | Mapping[str, Attack] = ATTACKS,
+    eps: Any = None,
+    *,
+    unit: str | None = None,
+    steps: int = 10,
+    cases: Any = None,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+    loss_function: Any = None,
+    criterion: Criterion | None = None,
+    tolerance: float | None = None,
+    preprocessing: Any = None,
+    postprocessing: Any = None,
+    bounds: tuple[float, float] | None = None,
+    intensity: IntensityScale | None = None,
+    modality: str | None = None,
+    value_range: Sequence[float] | None = None,
+    label_names: Any = (),
+    image_key: str = CommonKeys.IMAGE,
+    label_key: str = CommonKeys.LABEL,
+    mask_key: str | None = None,
+    seed: int = 0,
+    views: int = 4,
+    out: str | Path = "under_attack",
+    resume: bool = False,
+    about: Mapping[str, str] | None = None,
+    title: str = "Robustness to adversarial attacks",
+    progress: bool = True,
+    **shared: Any,
+) -> Outcome:
+    """Evaluate clean and under attack, case by case, and write the report.
+
+    Data, network, inferer, postprocessing and metrics are the evaluator's own. What it does not say (the head, the
+    loss, the intensity range) is read from its first case and its transforms, and said in the report. Batches without
+    labels are attacked against the network's own clean prediction, and the report says that too.
+
+    Args:
+        evaluator: a MONAI `SupervisedEvaluator` or a subclass.
+        attacks: names in `monai_smia.attacks`, or finished attacks by name.
+        eps: budgets, see `monai_smia.bundle.parse_eps`; ``None`` takes `default_eps` of the unit that is found.
+        unit: of those numbers in `eps` that have none.
+        steps: of the iterated attacks.
+        cases: how many, the first ones, or file names; ``None`` for all.
+        options: attack's name to arguments of its own.
+        loss_function: on the network's raw output; ``None`` infers one.
+        criterion: what counts as success; ``None`` for the task's usual one.
+        tolerance: of a regression, see `infer_task`.
+        preprocessing, postprocessing: ``None`` takes the dataset's transform and the evaluator's.
+        bounds: of the network's input; ``None`` reads them.
+        intensity: the physical unit; ``None`` reads it.
+        modality, value_range: what the bundle's metadata say, as a help for reading the unit.
+        label_names: names of the classes, for the report.
+        image_key, label_key, mask_key, seed: as in `AttackHandler`.
+        views: how many cases the report shows pictures of, the worst.
+        out: folder of the report.
+        resume: go on with a run that was interrupted there.
+        about: further rows of "How it was made".
+        title: of the page.
+        progress: show a bar, and say what was found.
+        shared: further arguments of every attack that has them, such as ``norm``.
+
+    Returns:
+        Report, failures and where they were written.
+
+    Raises:
+        TypeError, ValueError: in one line, naming the argument.
+        FileExistsError: when `out` holds an earlier run and `resume` is false.
+        RuntimeError: when nothing could be evaluated.
+
+    Example:
+        .. code-block:: python
+
+            outcome = evaluate_under_attack(evaluator, ["SMIA", "PGD"], "2HU,5HU,10HU", out="report")
+            print(outcome.report.to_markdown())
+    """
+    folder = Path(out).absolute()
+    if cases is not None:
+        evaluator.data_loader = _limited(evaluator.data_loader, as_cases(cases))
+    _check_place(folder, resume)
+    transform = preprocessing if preprocessing is not None else _transform_of(evaluator)
+    post = postprocessing if postprocessing is not None else postprocessing_of(evaluator)
+    ready = dict(attacks) if isinstance(attacks, Mapping) else None
+    found = probe(evaluator, loss_function, criterion, post, tolerance, image_key, label_key, required=ready is None)
+    grid = BudgetGrid(ready or {}, {}, IntensityReading.unknown() if intensity is None else _given(intensity))
+    if ready is None:
+        reading = read_intensity(transform, image_key, modality=modality, value_range=value_range)
+        reading = reading if intensity is None else _given(intensity)
+        grid = _grid(attacks, eps, unit, reading, found, bounds, criterion, {"steps": steps, **shared}, options)
+        intensity = reading.scale
+    prepare = None
+    if found.label_free:
+        if found.task is None or ready is not None:
+            raise ValueError(f"label_key: an attack needs labels; the batches have none under {label_key!r}")
+        evaluator, prepare = without_labels(evaluator, found.task, image_key, label_key)
+    words = _words(evaluator, grid, found, seed, about)
+    if progress:
+        for name in ("task", "loss", "intensity", "labels"):
+            if name in words:
+                tqdm.write(f"{name}: {words[name]}", file=sys.stderr)
+    detections = found.task is not None and found.task.kind == "detection"
+    keeper = ViewKeeper(
+        folder / "progress",
+        keep=views,
+        activation="softmax" if found.task is None else found.task.activation,
+        intensity=intensity,
+        label_names=() if detections else label_names,  # of a detector's raw head
+        detections=detections,
+        image_key=image_key,
+        label_key=label_key,
+    )
+    settings = {**grid.described(), "seed": str(seed), "data": words["data"], "weights": words.get("weights", "")}
+    run = CaseByCase(
+        evaluator,
+        grid.attacks,
+        image_key=image_key,
+        label_key=label_key,
+        mask_key=mask_key,
+        seed=seed,
+        intensity=intensity,
+        folder=folder / "progress",
+        settings=settings,
+        resume=resume,
+        fitted=grid.fitted,
+        prepare=prepare,
+        watchers=[keeper],
+        progress=progress,
+    )
+    report = dataclasses.replace(run.run(), attacks=grid.described())
+    if not run.state.names:
+        raise RuntimeError(_nothing(run.failures))
+    words |= {f"seconds in {name}": f"{seconds:.1f}" for name, seconds in run.state.seconds.items()}
+    page = write_report(
+        folder,
+        report,
+        views=keeper.views(run.case_names()),
+        about=words,
+        failures=run.failures,
+        title=title,
+        reading=Reading(names=named_structures(report, label_names)),
+        overwrite=True,
+    )
+    return Outcome(report, run.failures, folder, page)
+
+
+def _check_place(folder: Path, resume: bool) -> None:
+    there = [name for name in (*FILES, "progress") if (folder / name).exists()]
+    if there and not resume:
+        raise FileExistsError(
+            f"out: {folder / there[0]} exists; expected a new folder, or resume to go on with that run"
+        )
+
+
+def _grid(
+    attacks: Any,
+    eps: Any,
+    unit: str | None,
+    reading: IntensityReading,
+    found: Probe,
+    bounds: Any,
+    criterion: Criterion | None,
+    shared: dict[str, Any],
+    options: Mapping[str, Mapping[str, Any]] | None,
+) -> BudgetGrid:
+    assert found.task is not None
+    names = [name.strip() for name in attacks.split(",")] if isinstance(attacks, str) else list(attacks)
+    budgets = default_eps(reading) if eps is None else parse_eps(_with_unit(eps, unit), reading)
+    bounds = tuple(bounds) if bounds is not None else reading.bounds
+    criterion = criterion if criterion is not None else found.task.criterion
+    activation = found.task.activation
+    return grid_of(
+        names,
+        budgets,
+        found.task.loss_function,
+        reading,
+        options=options,
+        **{"bounds": bounds, "criterion": criterion, "activation": activation, **shared},
+    )
+
+
+def _with_unit(eps: Any, unit: str | None) -> Any:
+    if unit is None or isinstance(eps, str):
+        return eps
+    numbers = eps if isinstance(eps, (list, tuple)) else [eps]
+    return [f"{number:g}{unit}" if isinstance(number, (int, float)) else number for number in numbers]
+
+
+def _given(intensity: IntensityScale) -> IntensityReading:
+    return IntensityReading(
+        scale=intensity,
+        bounds=intensity.bounds,
+        units=(intensity.unit,),
+        default_unit=intensity.unit,
+        said=f"1 network unit is {intensity.unit_size:g} {intensity.unit}, as given",
+        missing=None,
+    )
+
+
+def _words(
+    evaluator: Any, grid: BudgetGrid, found: Probe, seed: int, about: Mapping[str, str] | None
+) -> dict[str, str]:
+    """The rows of "How it was made"."""
+    words = dict(about or {})
+    if found.task is not None:
+        words["task"] = f"{found.task.kind}, {found.task.activation} head"
+        words["loss"] = " ".join(found.task.said)
+    if grid.reading.said:
+        words["intensity"] = grid.reading.said
+    if found.label_free:
+        words["labels"] = "none: the attacks lead away from the network's own clean prediction, and so do the metrics"
+    words |= {
+        "seed": str(seed),
+        "data": data_checksum(getattr(evaluator.data_loader, "dataset", None)),
+        "hardware": hardware(torch.device(evaluator.state.device)),
+    }
+    return words
+
+
+def _limited(loader: Any, cases: Any) -> Any:
+    """A loader over some cases of the same dataset."""
+    return DataLoader(limited(loader.dataset, cases), batch_size=loader.batch_size, collate_fn=loader.collate_fn)
+
+
+def _transform_of(evaluator: Any) -> Any:
+    return getattr(getattr(evaluator.data_loader, "dataset", None), "transform", None)
+
+
+def _nothing(failures: Sequence[Failure]) -> str:
+    if not failures:
+        return "evaluator: its loader gave no case"
+    first = failures[0]
+    return f"evaluator: all {len(failures)} cases failed; the first, {first.case}, in {first.stage}: {first.error}"

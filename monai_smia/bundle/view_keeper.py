@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`ViewKeeper`: pictures of the few cases that suffered most, on disk, for the report's viewer."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.utils import CommonKeys
+
+from monai_smia.attacks import AttackResult
+from monai_smia.engines.records import CaseRecorder
+from monai_smia.intensity import IntensityScale
+from monai_smia.reports import CaseView
+from monai_smia.reports.case_views import case_view
+from monai_smia.reports.files import write_whole
+from monai_smia.reports.view_files import load_view, save_view
+
+_BUDGET = re.compile(r"_([\d.]+(?:e-?\d+)?[^_]*)$")
+
+
+class ViewKeeper:
+    """Keeps the views of the cases whose loss an attack raised most; for each budget its strongest attack.
+
+    A watcher of `monai_smia.engines.CaseByCase`. Views are files, so that a run of any number of cases holds one batch
+    in memory and a killed run finds them again.
+
+    Args:
+        folder: where the files go.
+        keep: how many cases.
+        activation: of the head, see `case_view`.
+        intensity, label_names, detections: see `case_view`.
+        image_key, label_key: of the batch.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        keep: int = 4,
+        activation: str = "softmax",
+        intensity: IntensityScale | None = None,
+        label_names: Sequence[str] | Mapping[Any, str] = (),
+        detections: bool = False,
+        image_key: str = CommonKeys.IMAGE,
+        label_key: str = CommonKeys.LABEL,
+    ) -> None:
+        self.folder = Path(folder)
+        self.count = keep
+        self.detections = detections
+        self.image_key, self.label_key = image_key, label_key
+        self._arguments: dict[str, Any] = {
+            "activation": activation,
+            "intensity": intensity,
+            "label_names": label_names,
+            "detections": detections,
+        }
+        self._index = self.folder / "index.json"
+        self._kept: dict[str, dict[str, Any]] = json.loads(self._index.read_text()) if self._index.exists() else {}
+        self.drop()
+
+    def drop(self) -> None:
+        """Forget the batch."""
+        self._clean: tuple[list[Any], list[Any], list[Any]] = ([], [], [])
+        self._worst: dict[str, list[tuple[float, str, Any, Any]]] = {}
+
+    def saw(self, run: str, batch: Any, output: Any, forward: Any, result: AttackResult | None) -> None:
+        """A run of the batch."""
+        if self.count == 0:
+            return
+        shown = _of(output, CommonKeys.PRED) if self.detections or forward is None else forward
+        if result is None:
+            images = [_kept(image) for image in _of(batch, self.image_key)]
+            labels = [_kept(label) for label in _of(batch, self.label_key)] or [None] * len(images)
+            self._clean = images, labels, [_kept(item) for item in _samples(shown, len(images))]
+            return
+        found = _BUDGET.search(run)
+        at = self._worst.setdefault(found[1] if found else "", [])
+        outputs = _samples(shown, len(result.loss))
+        for i, rise in enumerate((result.loss - result.clean_loss).abs().tolist()):
+            if len(at) <= i:
+                at.append((-1.0, "", None, None))
+            if rise > at[i][0]:
+                at[i] = rise, run, _kept(result.adversarial[i]), _kept(outputs[i])
+
+    def keep(self, names: Sequence[str], recorder: CaseRecorder) -> None:
+        """Every run of the batch is done: its cases are kept if they suffered enough."""
+        for i, name in enumerate(names if self._clean[0] else ()):
+            score = max((at[i][0] for at in self._worst.values()), default=0.0)
+            least = min(self._kept, key=lambda case: self._kept[case]["score"], default=None)
+            full = least is not None and len(self._kept) >= self.count
+            if least is not None and full and self._kept[least]["score"] >= score:
+                continue
+            self._write(name, i, score, instead_of=least if full else None)
+        self.drop()
+
+    def views(self, cases: Mapping[str, str]) -> list[CaseView]:
+        """The views kept, the worst first.
+
+        Args:
+            cases: a case's file to its name in the report; what is not in there is left out.
+        """
+        order = sorted((case for case in self._kept if case in cases), key=lambda case: -self._kept[case]["score"])
+        return [
+            dataclasses.replace(load_view(self.folder / self._kept[case]["file"]), case=cases[case]) for case in order
+        ]
+
+    def _write(self, name: str, i: int, score: float, instead_of: str | None) -> None:
+        images, labels, outputs = self._clean
+        worst = {at[i][1]: at[i] for at in self._worst.values() if at[i][1]}
+        view = case_view(
+            Path(name).name,
+            images[i],
+            {run: entry[2] for run, entry in worst.items()},
+            clean_output=outputs[i],
+            outputs={run: entry[3] for run, entry in worst.items()},
+            label=labels[i],
+            **self._arguments,
+        )
+        taken = {entry["file"] for entry in self._kept.values()}
+        file = next(f"{number}.npz" for number in range(len(taken) + 1) if f"{number}.npz" not in taken)
+        save_view(view, self.folder / file, overwrite=True)
+        old = None if instead_of is None else self._kept.pop(instead_of)
+        self._kept[name] = {"file": file, "score": score}
+        write_whole(self._index, json.dumps(self._kept), overwrite=True)
+        if old is not None:
+            (self.folder / old["file"]).unlink(missing_ok=True)
+
+
+def _of(batch: Any, key: str) -> list[Any]:
+    """What each sample of a batch, decollated or not, has under a key; an empty list where it has nothing."""
+    if isinstance(batch, (list, tuple)) and batch and isinstance(batch[0], Mapping):
+        return [item[key] for item in batch] if key in batch[0] else []
+    if isinstance(batch, Mapping):
+        return list(batch[key]) if batch.get(key) is not None else []
+    place = {CommonKeys.IMAGE: 0, CommonKeys.LABEL: 1}.get(key)
+    return list(batch[place]) if place is not None and isinstance(batch, (list, tuple)) and len(batch) > place else []
+
+
+def _samples(output: Any, size: int) -> list[Any]:
+    """A network's output sample by sample, whatever it is made of."""
+    if isinstance(output, torch.Tensor):
+        return list(output)
+    if isinstance(output, Mapping):
+        parts = {key: _samples(value, size) for key, value in output.items()}
+        return [{key: values[i] for key, values in parts.items()} for i in range(size)]
+    if isinstance(output, (list, tuple)):
+        if len(output) == size and not all(isinstance(item, torch.Tensor) and len(item) == size for item in output):
+            return list(output)
+        parts_of = [_samples(value, size) for value in output]
+        return [[values[i] for values in parts_of] for i in range(size)]
+    return [None] * size
+
+
+def _kept(value: Any) -> Any:
+    """Detached, on the CPU."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().cpu()
+    if isinstance(value, Mapping):
+        return {key: _kept(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_kept(item) for item in value]
+    return value
