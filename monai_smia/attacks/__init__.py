@@ -7,24 +7,32 @@ from monai_smia.attacks.apgd import APGD
 from monai_smia.attacks.attack import Attack, GradientAttack
 from monai_smia.attacks.bias_field import BiasField
 from monai_smia.attacks.criteria import Criterion, DiceBelow, Misclassification, Not
+from monai_smia.attacks.cw import CW
 from monai_smia.attacks.dag import DAG
+from monai_smia.attacks.ddn import DDN
+from monai_smia.attacks.deepfool import DeepFool
 from monai_smia.attacks.dense import CosPGD, SegPGD
 from monai_smia.attacks.detection import DetectionDivergence, DetectionLoss, DetectorHeads, HeadOutputs
 from monai_smia.attacks.detection_criteria import BoxesMissed, FalsePositives
+from monai_smia.attacks.ensembles import Restarts, WorstOf
+from monai_smia.attacks.fmn import FMN
 from monai_smia.attacks.freezing import frozen
 from monai_smia.attacks.gradients import AtIterate, Gradient
 from monai_smia.attacks.hunt import Hunt, Setting
 from monai_smia.attacks.loop import Recipe, ascend
 from monai_smia.attacks.margins import DLR, CrossEntropy, JensenShannon, Margin, MaskedCrossEntropy
+from monai_smia.attacks.minimum_norm import MinimumNormAttack
 from monai_smia.attacks.named import BIM, DIFGSM, FGSM, MIFGSM, NIFGSM, PGD, TIFGSM, VMIFGSM, GaussianNoise
 from monai_smia.attacks.objectives import Deviation, Objective
 from monai_smia.attacks.result import AttackResult
 from monai_smia.attacks.smia import SMIA
 from monai_smia.attacks.smooth_perturbations import SAP
 from monai_smia.attacks.smoothing import Gaussian
+from monai_smia.attacks.square import Square
 from monai_smia.attacks.steps import Chain, Largest, Momentum, Normalize, Scale, Sign, Smooth, Step, steepest
 from monai_smia.attacks.threat_models import LpBall, ThreatModel
 from monai_smia.attacks.tpgd import TPGD
+from monai_smia.attacks.transfer import Transfer
 from monai_smia.attacks.trial import Trial
 from monai_smia.attacks.universal import UniversalAttack, UniversalPerturbation
 from monai_smia.attacks.universal_fit import UAP
@@ -33,10 +41,13 @@ from monai_smia.attacks.vafa import VAFA
 __all__ = [
     "APGD",
     "BIM",
+    "CW",
     "DAG",
+    "DDN",
     "DIFGSM",
     "DLR",
     "FGSM",
+    "FMN",
     "MIFGSM",
     "NIFGSM",
     "PGD",
@@ -56,6 +67,7 @@ __all__ = [
     "CosPGD",
     "Criterion",
     "CrossEntropy",
+    "DeepFool",
     "DetectionDivergence",
     "DetectionLoss",
     "DetectorHeads",
@@ -73,22 +85,27 @@ __all__ = [
     "LpBall",
     "Margin",
     "MaskedCrossEntropy",
+    "MinimumNormAttack",
     "Misclassification",
     "Momentum",
     "Normalize",
     "Not",
     "Objective",
     "Recipe",
+    "Restarts",
     "Scale",
     "SegPGD",
     "Setting",
     "Sign",
     "Smooth",
+    "Square",
     "Step",
     "ThreatModel",
+    "Transfer",
     "Trial",
     "UniversalAttack",
     "UniversalPerturbation",
+    "WorstOf",
     "ascend",
     "frozen",
     "steepest",

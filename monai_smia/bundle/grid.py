@@ -72,8 +72,9 @@ def attack_grid(
 def known_attacks() -> dict[str, set[str]]:
     """The arguments of every attack that can be built."""
     kinds = {name: getattr(monai_smia.attacks, name) for name in monai_smia.attacks.__all__}
-    return {
-        name: {field.name for field in dataclasses.fields(kind)}
+    attacks = {
+        name: {field.name for field in dataclasses.fields(kind) if field.init}
         for name, kind in kinds.items()
         if isinstance(kind, type) and issubclass(kind, Attack) and not getattr(kind, "__abstractmethods__", None)
     }
+    return {name: fields for name, fields in attacks.items() if "loss_function" in fields}
