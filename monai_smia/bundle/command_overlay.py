@@ -50,7 +50,7 @@ def fitting(opened: OpenBundle) -> dict[str, Any]:
         raise ValueError("bundle: a workflow class takes no configuration files; expected monai-smia evaluate")
     content = packaged("attack.json" if opened.loss_id else "attack_inference.json")
     loss = f"loss_function=@{opened.loss_id}, " if opened.loss_id else ""
-    content["run"] = [f"$monai_smia.bundle.evaluate_under_attack(@{opened.evaluator_id}, {loss}**@attack)"]
+    content["run"] = [f"$evaluate_under_attack(@{opened.evaluator_id}, {loss}**@attack)"]
     if opened.kind == "train-only":
         (handlers,) = packaged("load_weights.json").values()
         handlers[0]["load_dict"] = {"model": f"@{opened.weights_id}"}

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from monai.losses import DeepSupervisionLoss
 
-from monai_smia.attacks.heads import LossFunction, takes_floats
+from monai_smia.attacks.heads import LossFunction, is_regression, takes_floats
 from monai_smia.bundle.fitting import (
     FittedLoss,
     Step,
@@ -46,13 +46,14 @@ def fit_loss(
     if not by_monai and not by_torch:
         return loss_function
     tensor, steps = output(prediction), list[Step]()
+    known = 1 if is_regression(loss_function) else 2 if by_monai else 3
     several = not isinstance(prediction, torch.Tensor)
     whole = several and isinstance(loss_function, DeepSupervisionLoss)
     if indices and (takes_floats(loss_function) or converts_indices(loss_function) is False):
         steps = [one_hot]
     elif label is None:
         steps = [with_axes] if by_monai and tensor.ndim == 2 else []
-    elif tuple(label.shape) not in layouts(tensor)[: 2 if by_monai else 3]:
+    elif tuple(label.shape) not in layouts(tensor)[:known]:
         steps = [with_axes]
     whole_numbers = label is not None and not label.is_floating_point() and label.dtype != torch.bool
     if whole_numbers and one_hot not in steps and (whole or (by_monai and not indices)):

@@ -72,9 +72,20 @@ def attack_grid(
 def known_attacks() -> dict[str, set[str]]:
     """The arguments of every attack that can be built."""
     kinds = {name: getattr(monai_smia.attacks, name) for name in monai_smia.attacks.__all__}
-    attacks = {
-        name: {field.name for field in dataclasses.fields(kind) if field.init}
+    return {
+        name: {field.name for field in dataclasses.fields(kind)}
         for name, kind in kinds.items()
-        if isinstance(kind, type) and issubclass(kind, Attack) and not getattr(kind, "__abstractmethods__", None)
+        if isinstance(kind, type) and issubclass(kind, Attack) and _made_of_a_loss(kind)
     }
-    return {name: fields for name, fields in attacks.items() if "loss_function" in fields}
+
+
+def _made_of_a_loss(kind: Any) -> bool:
+    """Whether a loss and an eps are all that an attack needs; no base class, and no combination of attacks."""
+    if getattr(kind, "__abstractmethods__", None) or (kind.compose is Attack.compose and kind.search is Attack.search):
+        return False
+    needed = {field.name for field in dataclasses.fields(kind) if field.init and _required(field)}
+    return "loss_function" in {field.name for field in dataclasses.fields(kind)} and needed <= {"loss_function", "eps"}
+
+
+def _required(field: dataclasses.Field[Any]) -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING

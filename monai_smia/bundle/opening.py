@@ -233,6 +233,9 @@ def open_bundle(
             layout = Layout(layout.kind, tuple(path for path in layout.files if path != attack_config))
             parser = merge(layout.files, metadata)
             merge_attacks(parser, attack_config)
+        for name in overrides or ():
+            if name.replace("::", "#").split("#")[0].lstrip("+") not in parser.config:
+                raise BundleError(f"{name}: neither an argument nor an id of the configuration")
         source = _source(root, layout, parser, {**_given(parser, root, given), **(overrides or {})}, wanted)
         return OpenBundle(root, layout, metadata, source, surroundings, attack_config)
     except BaseException:

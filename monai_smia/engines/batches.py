@@ -40,11 +40,13 @@ class Planned:
         number: of the batch, from 0.
         indices: of its items in the dataset; empty where the loader has no index.
         load: gives the batch, of the items asked for or of all, and the failures of those that could not be loaded.
+        name: the file of the item of an index.
     """
 
     number: int
     indices: tuple[int, ...]
     load: Callable[[Sequence[int]], tuple[Any, list[Failure]]]
+    name: Callable[[int], str] = str
 
 
 def plan(loader: Any, image_key: str) -> Iterator[Planned]:
@@ -73,7 +75,7 @@ def plan(loader: Any, image_key: str) -> Iterator[Planned]:
 
     sampler = BatchSampler(range(len(dataset)), loader.batch_size, loader.drop_last)  # type: ignore[arg-type]
     for number, indices in enumerate(sampler):
-        yield Planned(number, tuple(indices), load)
+        yield Planned(number, tuple(indices), load, lambda index: named(dataset, index, image_key))
 
 
 def _loaded(batch: Any, indices: Sequence[int]) -> tuple[Any, list[Failure]]:

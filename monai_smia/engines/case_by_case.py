@@ -173,6 +173,9 @@ class CaseByCase:
         """Every run of a batch, or of one of its cases, kept if none fails."""
         first = index if index is not None else (*planned.indices, len(self.state.names))[0]
         names = case_files(batch, self.image_key, start=first)
+        own = planned.indices if index is None else (index,)
+        if names[0] == str(first) and len(own) == len(names):  # no file in the metadata
+            names = [planned.name(item) for item in own]
         recorder = CaseRecorder(self.image_key, self.intensity)
         kept: dict[str, tuple[Any, ...]] = {}
         run = CLEAN

@@ -145,8 +145,10 @@ def case_files(batch: Any, image_key: str = CommonKeys.IMAGE, start: int = 0) ->
         files = [getattr(image, "meta", {}).get("filename_or_obj") for image in images]
     else:
         image = batch[image_key] if isinstance(batch, dict) else batch[0]
-        files = getattr(image, "meta", {}).get("filename_or_obj") or [None] * len(image)
-        files = [files] if isinstance(files, str) else files
+        files = getattr(image, "meta", {}).get("filename_or_obj") or []
+        files = [files] if isinstance(files, str) else list(files)
+        if len(files) != len(image):  # some items came without metadata, as from a disk cache
+            files = [None] * len(image)
     return [str(file) if file else str(start + i) for i, file in enumerate(files)]
 
 
