@@ -161,20 +161,20 @@ def test_a_killed_evaluation_goes_on(tmp_path: Path, data: Path, monkeypatch: py
     """Killed in the middle, resumed: nothing twice, nothing lost, the numbers of an evaluation in one go."""
     root = made(bundle_layouts.standard, tmp_path)
     arguments = ["evaluate", str(root), "--attacks", "PGD", "--eps", UNIT.format(10), "--dataset_dir", str(data)]
-    slow = ["--steps", "1000", "--out", str(tmp_path / "killed")]
+    slow = ["--steps", "400", "--out", str(tmp_path / "killed")]
     running = subprocess.Popen(command(*arguments, *slow), cwd=tmp_path, stderr=subprocess.DEVNULL)
     progress = tmp_path / "killed" / "progress" / "progress.pt"
-    for _ in range(1200):
+    for _ in range(6000):
         if progress.exists() or running.poll() is not None:
             break
-        time.sleep(0.05)
+        time.sleep(0.01)
     running.send_signal(signal.SIGKILL)
     running.wait()
     done = torch.load(progress, weights_only=True)["progress"]["done"]
     assert 0 < len(done) < 3
     assert run(tmp_path, monkeypatch, *arguments, *slow) == 2  # not without --resume
     assert run(tmp_path, monkeypatch, *arguments, *slow, "--resume") == 0
-    whole = ["--steps", "1000", "--out", str(tmp_path / "whole")]
+    whole = ["--steps", "400", "--out", str(tmp_path / "whole")]
     assert run(tmp_path, monkeypatch, *arguments, *whole) == 0
     assert RobustnessReport.load(tmp_path / "killed") == RobustnessReport.load(tmp_path / "whole")
 
