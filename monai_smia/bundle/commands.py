@@ -39,11 +39,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _commands() -> dict[str, Callable[..., int]]:
-    from monai_smia.bundle import command_evaluate, command_inspect, command_overlay, command_report
+    from monai_smia.bundle import command_evaluate, command_inspect, command_overlay, command_report, command_train
 
     return {
         "evaluate": command_evaluate.evaluate,
         "inspect": command_inspect.inspect,
+        "train": command_train.train,
         "report": command_report.report,
         "attacks": command_inspect.attacks,
         "overlay": command_overlay.overlay,

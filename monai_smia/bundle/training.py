@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`AdversarialTraining`: any bundle's training with an attack in it, saved elsewhere than in the bundle."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from ignite.handlers import ProgressBar
+from monai.bundle import ConfigParser
+from monai.handlers import CheckpointLoader, CheckpointSaver
+
+from monai_smia.bundle.edits import WRITERS
+from monai_smia.bundle.eps import Budget, parse_eps
+from monai_smia.bundle.errors import BundleError, reason
+from monai_smia.bundle.ids import Ids, find_ids, weights_id
+from monai_smia.bundle.layout import bundle_folder, find_file, read_metadata
+from monai_smia.bundle.merging import merge, override, resolved
+from monai_smia.bundle.metadata import image_format
+from monai_smia.bundle.surroundings import Surroundings
+from monai_smia.bundle.text import argument_id, class_name, components, get, normal
+from monai_smia.bundle.training_methods import METHODS, Method
+from monai_smia.bundle.units import IntensityReading, read_intensity
+from monai_smia.bundle.weights import load_weights
+from monai_smia.reports.files import write_whole
+
+OWN = "adversarial_train"
+_PLACES = ("save_dir", "output_dir", "log_dir")
+
+
+class AdversarialTraining:
+    """A bundle's training, built with an attack in it; `run` trains.
+
+    The configuration's text is changed before anything is built: the attack is put in, and every saver, tracker and
+    log file goes to `out`. While it is open the working folder is the bundle; use it in a ``with`` statement.
+
+    Args:
+        folder: the bundle.
+        method: one of `METHODS`; ``None`` takes the bundle's own ``adversarial_train.json``.
+        eps: a budget with its unit, see `parse_eps`.
+        steps: of the attack; ``None`` for the method's usual number.
+        out: folder for everything that is saved; the weights are ``out/model.pt``.
+        resume: go on from the last checkpoint in `out`.
+        epochs, dataset_dir, device, seed: ``None`` leaves them to the bundle.
+        initial_weights: a file of weights to start from.
+        bounds: of the network's input; ``None`` reads them.
+        overrides: ids to values.
+
+    Raises:
+        BundleError, ValueError: in one line.
+        FileExistsError: when `out` holds a training and `resume` is false.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        method: str | None,
+        eps: Any = None,
+        *,
+        out: str | Path,
+        steps: int | None = None,
+        resume: bool = False,
+        epochs: int | None = None,
+        dataset_dir: str | Path | None = None,
+        initial_weights: str | Path | None = None,
+        device: str | None = None,
+        bounds: Any = None,
+        seed: int | None = None,
+        overrides: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.root = bundle_folder(folder)
+        self.out = Path(out).absolute()
+        self.checkpoints = self.out / "checkpoints"
+        if (self.out / "model.pt").exists() or any(self.checkpoints.glob("*.pt")):
+            if not resume:
+                raise FileExistsError(f"out: {self.out} holds a training; expected a new folder, or resume")
+        elif resume:
+            raise FileNotFoundError(f"resume: expected checkpoints in {self.checkpoints}; there are none")
+        start = None if initial_weights is None else Path(initial_weights).absolute()
+        if method is not None and method not in METHODS:
+            raise ValueError(f"method: expected one of {', '.join(METHODS)}; got {method!r}")
+        data = None if dataset_dir is None else str(Path(dataset_dir).expanduser().absolute())
+        self._surroundings = Surroundings(self.root)
+        self._surroundings.enter()
+        try:
+            self.parser, self._trainer_id = self._text(method, data, device, epochs, overrides or {})
+            ids = find_ids(self.parser.config)
+            self._network_id = self._weights_of(ids)
+            if method is not None:
+                self._put_in(METHODS[method], eps, steps, bounds, seed or 0, ids)
+            self._save_elsewhere()
+            self._initialize()
+            self.trainer = self._build(self._trainer_id)
+            self.network = self._build(self._network_id)
+            if start is not None:
+                load_weights(self.network, start)
+            self._attach(resume)
+        except BaseException:
+            self._surroundings.leave()
+            raise
+
+    def __enter__(self) -> AdversarialTraining:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._surroundings.leave()
+
+    def run(self) -> Path:
+        """Train, and write the weights whole or not at all.
+
+        Returns:
+            The file of the weights, a state dict.
+        """
+        self.trainer.run()
+        network = getattr(self.network, "module", self.network)
+        buffer = io.BytesIO()
+        torch.save(network.state_dict(), buffer)
+        write_whole(self.out / "model.pt", buffer.getvalue(), overwrite=True)
+        return self.out / "model.pt"
+
+    def _text(
+        self, method: str | None, data: str | None, device: str | None, epochs: int | None, overrides: Mapping[str, Any]
+    ) -> tuple[ConfigParser, str]:
+        """The configuration's text, overridden, and the id of the trainer in it."""
+        train, own = find_file(self.root, "train"), find_file(self.root, OWN)
+        if train is None:
+            raise BundleError(f"{self.root.name}: expected a configuration to train with, configs/train.json or .yaml")
+        if method is None and own is None:
+            raise ValueError(f"method: expected one of {', '.join(METHODS)}; the bundle has no {OWN}.json of its own")
+        files = [train] if method is not None or own is None else [train, own]
+        parser = merge(files, read_metadata(self.root))
+        for name in overrides:
+            if normal(name).split("#")[0].lstrip("+") not in parser.config:
+                raise BundleError(f"{name}: neither an argument nor an id of the configuration")
+        given: dict[str, Any] = {"bundle_root": str(self.root)}
+        given |= {} if data is None else {"dataset_dir": data}
+        given |= {} if device is None else {"device": f"$torch.device({device!r})"}
+        override(parser, {**{key: value for key, value in given.items() if key in parser.config}, **overrides})
+        parser = resolved(parser)
+        trainer = _trainer_of(parser.config)
+        if trainer is None:
+            raise BundleError(f"{self.root.name}: expected a SupervisedTrainer in {train.name}; there is none")
+        if epochs is not None:
+            place = argument_id(parser.config, trainer, "max_epochs") or f"{trainer}#max_epochs"
+            parser[place] = epochs
+        return parser, trainer
+
+    def _weights_of(self, ids: Ids | None) -> str:
+        found = weights_id(self.parser.config, ids) if ids is not None else None
+        found = found or argument_id(self.parser.config, self._trainer_id, "network")
+        if found is None:
+            raise BundleError(f"{self._trainer_id}: expected a network; there is none")
+        return found
+
+    def _put_in(self, method: Method, eps: Any, steps: int | None, bounds: Any, seed: int, ids: Ids | None) -> None:
+        """Change the trainer's text, with the budget in the network's units."""
+        reading = self._reading(ids)
+        budgets = parse_eps(eps, reading) if eps is not None else ()
+        if len(budgets) != 1:
+            raise ValueError(f"eps: expected one budget, such as {_example(reading)}; got {eps!r}")
+        size: Any = budgets[0].to_network(reading)
+        if isinstance(size, torch.Tensor):
+            size = size.flatten().tolist()
+        bounds = tuple(bounds) if bounds is not None else reading.bounds
+        self.budget: Budget = budgets[0]
+        method.put_in(self.parser, self._trainer_id, eps=size, steps=steps, bounds=bounds, seed=seed)
+
+    def _reading(self, ids: Ids | None) -> IntensityReading:
+        """Of the validation's preprocessing, whose bounds the training's must keep; of the training's without one."""
+        image = image_format(read_metadata(self.root))
+        place = None if ids is None else ids.preprocessing
+        if place is None:
+            loader = argument_id(self.parser.config, self._trainer_id, "train_data_loader")
+            dataset = argument_id(self.parser.config, loader, "dataset")
+            place = argument_id(self.parser.config, dataset, "transform")
+        transforms = None if place is None else self._build(place)
+        return read_intensity(transforms, modality=image.get("modality"), value_range=image.get("value_range"))
+
+    def _save_elsewhere(self) -> None:
+        for name, item in components(self.parser.config):
+            if WRITERS.fullmatch(class_name(item)) or class_name(item).endswith("StatsHandler"):
+                for place in _PLACES:
+                    if place in item:
+                        self.parser[f"{name}#{place}"] = str(self.out)
+        for name in ("output_dir", "ckpt_dir"):
+            if name in self.parser.config:
+                self.parser[name] = str(self.out)
+
+    def _initialize(self) -> None:
+        steps = self.parser.config.get("initialize", [])
+        for i, _ in enumerate(steps if isinstance(steps, list) else []):
+            self._build(f"initialize#{i}")
+
+    def _attach(self, resume: bool) -> None:
+        """Checkpoints of everything that a training goes on from, a progress bar, and the last checkpoint's state."""
+        state = {"network": self.network, "optimizer": self.trainer.optimizer, "trainer": self.trainer}
+        for name, item in components(self.parser.config):
+            if "lr_scheduler." in str(item.get("_target_")) and _refers_to_optimizer(item):
+                state[f"scheduler_{name}"] = self._build(name)
+        CheckpointSaver(
+            str(self.checkpoints), state, file_prefix="training", save_interval=1, n_saved=1, epoch_level=True
+        ).attach(self.trainer)
+        if resume:
+            last = max(self.checkpoints.glob("*.pt"), key=lambda path: path.stat().st_mtime, default=None)
+            if last is not None:
+                CheckpointLoader(str(last), state, map_location=self.trainer.state.device).attach(self.trainer)
+        ProgressBar(persist=True, desc="adversarial training").attach(self.trainer)
+
+    def _build(self, name: str) -> Any:
+        try:
+            return self.parser.get_parsed_content(name)
+        except Exception as error:
+            raise BundleError(f"{name}: cannot be built; {reason(error)}") from error
+
+
+def _trainer_of(config: Mapping[str, Any]) -> str | None:
+    """MONAI's property first, then the first component whose class is a trainer."""
+    for name in ("train#trainer", "trainer"):
+        if class_name(get(config, name)):
+            return name
+    return next((name for name, item in components(config) if class_name(item).endswith("Trainer")), None)
+
+
+def _refers_to_optimizer(item: Mapping[str, Any]) -> bool:
+    return "optimizer" in item
+
+
+def _example(reading: IntensityReading) -> str:
+    return f"4{reading.default_unit}"
