@@ -21,7 +21,7 @@ from monai_smia.bundle.layout import bundle_folder, find_file, read_metadata
 from monai_smia.bundle.merging import merge, override, resolved
 from monai_smia.bundle.metadata import image_format
 from monai_smia.bundle.surroundings import Surroundings
-from monai_smia.bundle.text import argument_id, class_name, components, get, normal
+from monai_smia.bundle.text import argument_id, class_name, components, get, normal, references
 from monai_smia.bundle.training_methods import METHODS, Method
 from monai_smia.bundle.units import IntensityReading, read_intensity
 from monai_smia.bundle.weights import load_weights
@@ -93,6 +93,8 @@ class AdversarialTraining:
                 self._put_in(METHODS[method], eps, steps, bounds, seed or 0, ids)
             self._save_elsewhere()
             self._initialize()
+            for name in references(self.parser.config.get("run", [])):
+                self._build(name)  # in the order of MONAI's own run, on which the random numbers depend
             self.trainer = self._build(self._trainer_id)
             self.network = self._build(self._network_id)
             if start is not None:
