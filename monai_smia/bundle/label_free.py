@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from ignite.metrics import Accuracy
 from monai.engines import SupervisedEvaluator
-from monai.handlers import MeanDice, from_engine
+from monai.handlers import IgniteMetricHandler, from_engine
+from monai.metrics import DiceMetric
 from monai.networks import one_hot
 from monai.utils import CommonKeys
 
 from monai_smia.attacks import frozen
-from monai_smia.attacks.heads import decisions, main_output
 from monai_smia.bundle.own_prediction import own_prediction
 from monai_smia.bundle.tasks import Task
 from monai_smia.engines.guards import loaders
@@ -43,7 +43,8 @@ def without_labels(
         raise ValueError(f"label_key: a {task.kind} without labels has no clean decision to compare with; give labels")
     dense = "segmentation" in task.kind
     take = from_engine([CommonKeys.PRED, CommonKeys.LABEL])
-    metric: dict[str, Any] = {"dice_with_clean_prediction": MeanDice(include_background=True, output_transform=take)}
+    dice = DiceMetric(include_background=True, reduction="mean", ignore_empty=False)  # nothing and nothing agree
+    metric: dict[str, Any] = {"dice_with_clean_prediction": IgniteMetricHandler(metric_fn=dice, output_transform=take)}
     if not dense:
         metric = {"same_decision_as_clean": Accuracy(output_transform=take)}
 
@@ -52,17 +53,14 @@ def without_labels(
         return image, None if label is None else label.to(device)
 
     def discrete(item: dict[str, Any]) -> dict[str, Any]:
-        output = main_output(item[CommonKeys.PRED])[None]
-        multilabel = "multilabel" in task.kind or task.activation == "sigmoid"
-        decided = decisions(output, task.activation, multilabel)
-        label = item[CommonKeys.LABEL]
+        label = torch.as_tensor(item[CommonKeys.LABEL])
+        decided = own_prediction(item[CommonKeys.PRED][None], task)[0].reshape(label.shape)
         if not dense:
-            same = bool((decided[0] == label.reshape(decided[0].shape)).all())
+            same = torch.equal(decided.to(label), label)
             return {**item, CommonKeys.PRED: torch.tensor(int(same)), CommonKeys.LABEL: torch.tensor(1)}
-        if decided.dtype == torch.bool:
-            return {**item, CommonKeys.PRED: decided[0].float(), CommonKeys.LABEL: label.float()}
-        classes = output.shape[1]
-        pair = (one_hot(decided[:, None], classes)[0][1:], one_hot(label[None], classes)[0][1:])
+        pair = [value.float() for value in (decided, label)]
+        if not decided.is_floating_point():  # indices of exclusive classes
+            pair = [one_hot(value[None], task.channels)[0][1:] for value in pair]
         return {**item, CommonKeys.PRED: pair[0], CommonKeys.LABEL: pair[1]}
 
     again = SupervisedEvaluator(

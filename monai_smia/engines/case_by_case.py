@@ -219,10 +219,14 @@ class CaseByCase:
         def end(engine: Any) -> None:
             seen["batch"], seen["output"] = engine.state.batch, engine.state.output
 
-        events: dict[Any, Callable[[Any], None]] = {
+        def failed(engine: Any, error: BaseException) -> None:
+            raise error  # ignite goes on after an error that a handler has seen, even after an interrupt
+
+        events: dict[Any, Callable[..., None]] = {
             Events.EPOCH_STARTED: begin,
             Events.ITERATION_STARTED: attack,
             Events.ITERATION_COMPLETED: end,
+            Events.EXCEPTION_RAISED: failed,
         }
         if IterationEvents.FORWARD_COMPLETED in evaluator._allowed_events:
             events[IterationEvents.FORWARD_COMPLETED] = forward
@@ -235,10 +239,13 @@ class CaseByCase:
             evaluator._internal_run_generator = None  # of a run that failed: ignite would go on with it
             evaluator.run()
         finally:
+            evaluator._internal_run_generator = None
             evaluator.data_loader, evaluator.state.epoch_length = loader, length
             vars(evaluator.state).pop("first_batch", None)
             for event, handler in events.items():
                 evaluator.remove_event_handler(handler, event)
+                if not evaluator._event_handlers[event]:
+                    del evaluator._event_handlers[event]
         if run != CLEAN:
             recorder.add(run, seen["clean"], seen["result"])
         for watcher in self.watchers:

@@ -105,14 +105,16 @@ def without_saving_images(evaluator: Any) -> Iterator[None]:
 @contextmanager
 def without_handlers(evaluator: Any, kinds: tuple[type, ...] = RECORDING) -> Iterator[None]:
     """Runs inside it are not seen by handlers of these kinds; they are back, in their order, afterwards."""
-    kept = {event: list(handlers) for event, handlers in evaluator._event_handlers.items()}
-    for handlers in evaluator._event_handlers.values():
-        handlers[:] = [entry for entry in handlers if not isinstance(_owner(entry[0]), kinds)]
+    events = evaluator._event_handlers
+    kept = {event: list(handlers) for event, handlers in events.items()}
+    for event, handlers in kept.items():
+        events[event] = [entry for entry in handlers if not isinstance(_owner(entry[0]), kinds)]
+        if not events[event]:
+            del events[event]  # an event that is there without handlers would hide errors, see ignite's engine
     try:
         yield
     finally:
-        for event, handlers in kept.items():
-            evaluator._event_handlers[event][:] = handlers
+        events.update(kept)
 
 
 def _postprocessings(evaluator: Any) -> list[tuple[Any, str]]:

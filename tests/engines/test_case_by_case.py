@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from evaluators import Task, counted
+from ignite.engine import Events
 from ignite.metrics import Precision, Recall
 from monai.data import DataLoader, Dataset
 from monai.handlers import MetricsSaver, StatsHandler, from_engine
@@ -70,6 +71,24 @@ def test_a_killed_run_goes_on(tmp_path: Path, task: Task, after: int) -> None:
     finished._attacked = lambda name, engine: attacks.append(name)  # type: ignore[method-assign]
     assert finished.run() == expected
     assert attacks == []
+
+
+@pytest.mark.parametrize("handlers", [[], [StatsHandler(iteration_log=False)]], ids=["none", "StatsHandler"])
+def test_neither_interrupts_nor_errors_are_hidden(handlers: list[Any]) -> None:
+    """ignite hides an error once an event for errors is known, as with the StatsHandler of every bundle."""
+    task, seen = TASKS["2d-segmentation"], list[BaseException]()
+    evaluator = task.evaluator(val_handlers=handlers)
+    killed(runner(task, evaluator), 1)
+    evaluator.add_event_handler(Events.EXCEPTION_RAISED, lambda engine, error: seen.append(error))
+    killed(runner(task, evaluator), 1)
+    assert {type(error) for error in seen} == {KeyboardInterrupt}
+    evaluator = task.evaluator(val_handlers=handlers)
+    evaluator.network.forward = lambda image: image[:, 5]
+    run = runner(task, evaluator)
+    with pytest.raises(RuntimeError, match="clean: the first 4 cases all failed with IndexError: index 5 is out of"):
+        run.run()
+    with pytest.raises(IndexError):  # and the evaluator alone, afterwards
+        evaluator.run()
 
 
 def test_a_run_is_resumed_only_by_its_like(tmp_path: Path) -> None:
