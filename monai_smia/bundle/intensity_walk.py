@@ -53,23 +53,25 @@ def intensity_map(transforms: Any, key: str) -> IntensityMap:
         ((0.0, 255.0), ('ScaleIntensityRanged maps 0..255 to 0..1',))
     """
     state = IntensityMap()
-    for transform in _in_order(transforms):
-        if _acts_on(transform, key):
+    for transform in in_order(transforms):
+        if acts_on(transform, key):
             state = _after(state, transform, key)
     return state
 
 
-def _in_order(transforms: Any) -> Iterator[Any]:
+def in_order(transforms: Any) -> Iterator[Any]:
+    """The transforms of a `Compose` or a list, however nested, one by one; those that choose stay one."""
     if isinstance(transforms, Compose) and not isinstance(transforms, (OneOf, RandomOrder, SomeOf)):
         transforms = transforms.transforms
     if isinstance(transforms, (tuple, list)):
         for transform in transforms:
-            yield from _in_order(transform)
+            yield from in_order(transform)
     elif transforms is not None:
         yield transforms
 
 
-def _acts_on(transform: Any, key: str) -> bool:
+def acts_on(transform: Any, key: str) -> bool:
+    """Whether a transform may change the image of this key."""
     keys = ensure_tuple(getattr(transform, "keys", key))
     if type(transform) in (ConcatItemsd, CopyItemsd):
         return key in ensure_tuple(transform.name if type(transform) is ConcatItemsd else transform.names)
@@ -85,7 +87,7 @@ def _after(state: IntensityMap, transform: Any, key: str) -> IntensityMap:
     if adds_channels(transform):
         return state.noting(f"{who} appends channels that are no image")
     if isinstance(transform, (OneOf, RandomOrder, SomeOf)):
-        inner = [part for part in _in_order(list(transform.transforms)) if _acts_on(part, key)]
+        inner = [part for part in in_order(list(transform.transforms)) if acts_on(part, key)]
         return state if all(is_harmless(part) for part in inner) else state.without_base(who)
     if isinstance(transform, ShiftIntensityd) and any(
         factor is not None for name, factor in zip(transform.keys, transform.factor_key, strict=True) if name == key

@@ -216,7 +216,7 @@ def open_bundle(
     metadata = read_metadata(root)
     wanted: dict[str, Any] = {"weights": given_weights(weights, root), "cases": as_cases(cases)}
     given = {"split": split, "device": None if device is None else f"$torch.device({device!r})"}
-    given["dataset_dir"] = None if dataset_dir is None else _folder(dataset_dir)
+    given["dataset_dir"] = None if dataset_dir is None else absolute_folder(dataset_dir)
     given = {key: value for key, value in given.items() if value is not None}
     ways = layouts(root, configs)
     surroundings = Surroundings(root)
@@ -236,7 +236,7 @@ def open_bundle(
         for name in overrides or ():
             if name.replace("::", "#").split("#")[0].lstrip("+") not in parser.config:
                 raise BundleError(f"{name}: neither an argument nor an id of the configuration")
-        source = _source(root, layout, parser, {**_given(parser, root, given), **(overrides or {})}, wanted)
+        source = _source(root, layout, parser, {**as_overrides(parser, root, given), **(overrides or {})}, wanted)
         return OpenBundle(root, layout, metadata, source, surroundings, attack_config)
     except BaseException:
         surroundings.leave()
@@ -256,7 +256,7 @@ def _choose(root: Path, ways: list[Layout], metadata: dict[str, Any]) -> tuple[L
     raise nothing_found(tried)
 
 
-def _given(parser: ConfigParser, root: Path, given: Mapping[str, Any]) -> dict[str, Any]:
+def as_overrides(parser: ConfigParser, root: Path, given: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments as overrides, and the bundle's own folder as ``bundle_root`` unless that is another one.
 
     Raises:
@@ -274,7 +274,7 @@ def _given(parser: ConfigParser, root: Path, given: Mapping[str, Any]) -> dict[s
     return found
 
 
-def _folder(folder: str | Path) -> str:
+def absolute_folder(folder: str | Path) -> str:
     """Absolute, because the working folder will be the bundle."""
     return f"{Path(folder).expanduser().absolute()}{'/' if str(folder).endswith('/') else ''}"
 

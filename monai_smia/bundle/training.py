@@ -20,6 +20,7 @@ from monai_smia.bundle.ids import Ids, find_ids, weights_id
 from monai_smia.bundle.layout import bundle_folder, find_file, read_metadata
 from monai_smia.bundle.merging import merge, override, resolved
 from monai_smia.bundle.metadata import image_format
+from monai_smia.bundle.opening import absolute_folder, as_overrides
 from monai_smia.bundle.surroundings import Surroundings
 from monai_smia.bundle.text import argument_id, class_name, components, get, normal, references
 from monai_smia.bundle.training_methods import METHODS, Method
@@ -82,7 +83,7 @@ class AdversarialTraining:
         start = None if initial_weights is None else Path(initial_weights).absolute()
         if method is not None and method not in METHODS:
             raise ValueError(f"method: expected one of {', '.join(METHODS)}; got {method!r}")
-        data = None if dataset_dir is None else str(Path(dataset_dir).expanduser().absolute())
+        data = None if dataset_dir is None else absolute_folder(dataset_dir)
         self._surroundings = Surroundings(self.root)
         self._surroundings.enter()
         try:
@@ -137,10 +138,9 @@ class AdversarialTraining:
         for name in overrides:
             if normal(name).split("#")[0].lstrip("+") not in parser.config:
                 raise BundleError(f"{name}: neither an argument nor an id of the configuration")
-        given: dict[str, Any] = {"bundle_root": str(self.root)}
-        given |= {} if data is None else {"dataset_dir": data}
+        given: dict[str, Any] = {} if data is None else {"dataset_dir": data}
         given |= {} if device is None else {"device": f"$torch.device({device!r})"}
-        override(parser, {**{key: value for key, value in given.items() if key in parser.config}, **overrides})
+        override(parser, {**as_overrides(parser, self.root, given), **overrides})
         parser = resolved(parser)
         trainer = _trainer_of(parser.config)
         if trainer is None:

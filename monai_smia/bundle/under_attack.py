@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from monai_smia.attacks import Attack, Criterion
 from monai_smia.bundle.budget_grid import BudgetGrid, grid_of
 from monai_smia.bundle.cases import as_cases, limited
-from monai_smia.bundle.eps import default_eps, parse_eps
+from monai_smia.bundle.eps import Budget, default_eps, parse_eps
 from monai_smia.bundle.label_free import without_labels
 from monai_smia.bundle.probing import Probe, probe
 from monai_smia.bundle.provenance import data_checksum, hardware
@@ -136,12 +136,17 @@ def evaluate_under_attack(
     transform = preprocessing if preprocessing is not None else _transform_of(evaluator)
     post = postprocessing if postprocessing is not None else postprocessing_of(evaluator)
     ready = dict(attacks) if isinstance(attacks, Mapping) else None
-    found = probe(evaluator, loss_function, criterion, post, tolerance, image_key, label_key, required=ready is None)
-    grid = BudgetGrid(ready or {}, {}, IntensityReading.unknown() if intensity is None else _given(intensity))
-    if ready is None:
+    reading = IntensityReading.unknown()
+    if intensity is not None:
+        reading = _given(intensity)
+    elif ready is None:
         reading = read_intensity(transform, image_key, modality=modality, value_range=value_range)
-        reading = reading if intensity is None else _given(intensity)
-        grid = _grid(attacks, eps, unit, reading, found, bounds, criterion, {"steps": steps, **shared}, options)
+    if ready is None:  # what is wrong with it is said before anything is computed
+        eps = default_eps(reading) if eps is None else parse_eps(_with_unit(eps, unit), reading)
+    found = probe(evaluator, loss_function, criterion, post, tolerance, image_key, label_key, required=ready is None)
+    grid = BudgetGrid(ready or {}, {}, reading)
+    if ready is None:
+        grid = _grid(attacks, eps, reading, found, bounds, criterion, {"steps": steps, **shared}, options)
         intensity = reading.scale
     prepare = None
     if found.label_free:
@@ -208,8 +213,7 @@ def _check_place(folder: Path, resume: bool) -> None:
 
 def _grid(
     attacks: Any,
-    eps: Any,
-    unit: str | None,
+    budgets: Sequence[Budget],
     reading: IntensityReading,
     found: Probe,
     bounds: Any,
@@ -219,7 +223,6 @@ def _grid(
 ) -> BudgetGrid:
     assert found.task is not None
     names = [name.strip() for name in attacks.split(",")] if isinstance(attacks, str) else list(attacks)
-    budgets = default_eps(reading) if eps is None else parse_eps(_with_unit(eps, unit), reading)
     bounds = tuple(bounds) if bounds is not None else reading.bounds
     criterion = criterion if criterion is not None else found.task.criterion
     activation = found.task.activation

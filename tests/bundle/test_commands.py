@@ -278,3 +278,14 @@ def test_a_pipeline_without_a_bundle(tmp_path: Path) -> None:
     assert outcome.page.is_file()
     (attacked,) = outcome.report.attacks
     assert outcome.report.metrics[attacked] != outcome.report.metrics["clean"]
+
+
+def test_a_budget_is_refused_before_anything_is_computed(tmp_path: Path) -> None:
+    """A forward pass of a volume may take minutes."""
+    from evaluators import Task
+
+    evaluator, passes = Task(2).evaluator(), list[Any]()
+    evaluator.network.register_forward_pre_hook(lambda module, inputs: passes.append(inputs))
+    with pytest.raises(ValueError, match="eps: expected a unit that this preprocessing has"):
+        evaluate_under_attack(evaluator, ["PGD"], "5HU", out=tmp_path / "out", progress=False)
+    assert passes == []
