@@ -21,6 +21,7 @@ from monai_smia.bundle.layout import Layout, bundle_folder, layouts, read_metada
 from monai_smia.bundle.merging import attack_file, checked_ids, merge, merge_attacks, nothing_found, override, resolved
 from monai_smia.bundle.metadata import image_format, label_names
 from monai_smia.bundle.surroundings import Surroundings
+from monai_smia.bundle.text import normal
 from monai_smia.bundle.weights import given_weights
 from monai_smia.bundle.workflow_source import WorkflowSource
 
@@ -233,9 +234,7 @@ def open_bundle(
             layout = Layout(layout.kind, tuple(path for path in layout.files if path != attack_config))
             parser = merge(layout.files, metadata)
             merge_attacks(parser, attack_config)
-        for name in overrides or ():
-            if name.replace("::", "#").split("#")[0].lstrip("+") not in parser.config:
-                raise BundleError(f"{name}: neither an argument nor an id of the configuration")
+        refuse_unknown(parser.config, overrides or {})
         source = _source(root, layout, parser, {**as_overrides(parser, root, given), **(overrides or {})}, wanted)
         return OpenBundle(root, layout, metadata, source, surroundings, attack_config)
     except BaseException:
@@ -254,6 +253,18 @@ def _choose(root: Path, ways: list[Layout], metadata: dict[str, Any]) -> tuple[L
             return layout, parser
         tried[str(layout)] = parser.config
     raise nothing_found(tried)
+
+
+def refuse_unknown(config: Mapping[str, Any], overrides: Mapping[str, Any]) -> None:
+    """Refuse an override of what is not there, which would do nothing: a misspelt argument.
+
+    Raises:
+        BundleError: for an id that neither the configuration has nor another override refers to.
+    """
+    for name in overrides:
+        top = normal(name).split("#")[0].lstrip("+")
+        if top not in config and not any(f"@{top}" in str(value) for value in overrides.values()):
+            raise BundleError(f"{name}: neither an argument nor an id of the configuration")
 
 
 def as_overrides(parser: ConfigParser, root: Path, given: Mapping[str, Any]) -> dict[str, Any]:
