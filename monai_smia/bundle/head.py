@@ -84,7 +84,8 @@ def decide_head(
     head = Head(chosen.activation, exclusive, exclusive and not matching, chosen.source)
     if label is not None:
         ignored = None if loss_function is None else ignore_index(loss_function)
-        _check_label(head, label if ignored is None else label[label != ignored], label, output)
+        cuts = loss_function is not None and bool(converts_indices(loss_function))
+        _check_label(head, label if ignored is None else label[label != ignored], label, output, cuts)
     return head
 
 
@@ -116,11 +117,14 @@ def _check_channels(chosen: Evidence, post: Evidence | None, channels: int) -> N
         )
 
 
-def _check_label(head: Head, counted: torch.Tensor, label: torch.Tensor, output: torch.Tensor) -> None:
-    """The values of the label, of which `counted` are those that the loss does not ignore."""
+def _check_label(head: Head, counted: torch.Tensor, label: torch.Tensor, output: torch.Tensor, cuts: bool) -> None:
+    """The values of the label, of which `counted` are those that the loss does not ignore.
+
+    Fractions, as of labels stored as JPEG, are let pass where the loss cuts them off (`cuts`), as MONAI's do.
+    """
     low, high = (float(counted.min()), float(counted.max())) if counted.numel() else (0.0, 0.0)
     if head.indices:
-        whole = not counted.is_floating_point() or bool((counted == counted.round()).all())
+        whole = cuts or not counted.is_floating_point() or bool((counted == counted.round()).all())
         if not whole or low < 0 or high >= output.shape[1]:
             raise ValueError(
                 f"label: {head.why} makes this a choice of one of {output.shape[1]} channels; expected class indices "

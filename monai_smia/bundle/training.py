@@ -1,278 +1,232 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`train_under_attack`: the training of any bundle made adversarial, with everything that it writes in one folder."""
+"""`AdversarialTraining`: any bundle's training with an attack in it, saved elsewhere than in the bundle."""
 
 from __future__ import annotations
 
-import dataclasses
 import io
-import json
-import random
-import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from ignite.engine import Events
-from tqdm.auto import tqdm
+from ignite.handlers import ProgressBar
+from monai.bundle import ConfigParser
+from monai.handlers import CheckpointLoader, CheckpointSaver
 
-from monai_smia.bundle.config_source import ConfigSource
-from monai_smia.bundle.errors import BundleError
-from monai_smia.bundle.ids import Ids
-from monai_smia.bundle.lacking import lacking_data, lacking_packages
+from monai_smia.bundle.edits import WRITERS
+from monai_smia.bundle.eps import Budget, parse_eps
+from monai_smia.bundle.errors import BundleError, reason
+from monai_smia.bundle.ids import Ids, find_ids, weights_id
 from monai_smia.bundle.layout import bundle_folder, find_file, read_metadata
+from monai_smia.bundle.merging import merge, override, resolved
 from monai_smia.bundle.metadata import image_format
-from monai_smia.bundle.opening import absolute_folder
-from monai_smia.bundle.provenance import hardware
+from monai_smia.bundle.opening import absolute_folder, as_overrides, refuse_unknown
 from monai_smia.bundle.surroundings import Surroundings
-from monai_smia.bundle.text import get, reached_components
-from monai_smia.bundle.training_attack import Taking, put_in
-from monai_smia.bundle.training_progress import TrainingBar, one_line_each, shows_its_own
-from monai_smia.bundle.training_state import TrainingState
-from monai_smia.bundle.training_text import OWN, TrainingText, training_text
-from monai_smia.bundle.weights import given_weights, load_weights
-from monai_smia.engines.batches import root_cause
+from monai_smia.bundle.text import argument_id, class_name, components, get, references
+from monai_smia.bundle.training_methods import METHODS, Method
+from monai_smia.bundle.units import IntensityReading, read_intensity
+from monai_smia.bundle.weights import load_weights
 from monai_smia.reports.files import write_whole
 
-WEIGHTS, STATE, ABOUT = "model.pt", "checkpoint.pt", "training.json"
+OWN = "adversarial_train"
+_PLACES = ("save_dir", "output_dir", "log_dir")
 
 
-@dataclass(frozen=True)
-class Trained:
-    """What an adversarial training gave.
+class AdversarialTraining:
+    """A bundle's training, built with an attack in it; `run` trains.
 
-    Attributes:
-        weights: file of the final weights, a state dict.
-        folder: where everything was written.
-        epochs: that the weights have seen.
-        said: how they were made.
-    """
-
-    weights: Path
-    folder: Path
-    epochs: int
-    said: Mapping[str, str] = field(default_factory=dict)
-
-
-def train_under_attack(
-    folder: str | Path,
-    *,
-    out: str | Path,
-    method: str | None = None,
-    eps: Any = None,
-    steps: int | None = None,
-    options: Mapping[str, Any] | None = None,
-    bounds: Any = None,
-    epochs: int | None = None,
-    dataset_dir: str | Path | None = None,
-    initial_weights: str | Path | None = None,
-    configs: Any = None,
-    overrides: Mapping[str, Any] | None = None,
-    device: str | None = None,
-    seed: int | None = None,
-    resume: bool = False,
-    about: Mapping[str, str] | None = None,
-    progress: bool = True,
-) -> Trained:
-    """Train a bundle adversarially, as its own configuration trains it, without changing the bundle.
-
-    Its data, network, loss, optimizer, schedules, handlers and validation stay as they are; what they write goes to
-    `out`. Where neither `method` nor `eps` is given, a bundle's own ``adversarial_train.json`` is used.
+    The configuration's text is changed before anything is built: the attack is put in, and every saver, tracker and
+    log file goes to `out`. While it is open the working folder is the bundle; use it in a ``with`` statement.
 
     Args:
         folder: the bundle.
-        out: folder of everything that is written: ``model.pt``, the final weights; ``checkpoint.pt``, to go on from;
-            ``training.json``, how it was made; and what the bundle itself saves.
-        method: ``"pgd"``, ``"smia"``, ``"fast"``, ``"free"``, ``"trades"`` or ``"mart"``; None for PGD, or the bundle's
-            own.
-        eps: the budget, see `parse_eps`; None for a usual one of the unit that is found.
-        steps: of the attack, or replays of a batch; None for the method's own.
-        options: further arguments of the method: of its attack, ``beta``, ``probability``.
-        bounds: of the network's input in training; None reads them, ``"none"`` for none.
-        epochs: None for the bundle's.
-        dataset_dir: where the data is; None for where the bundle says.
-        initial_weights: a file of weights to start from; None for where the bundle starts.
-        configs: names of configuration files; None for ``train``.
+        method: one of `METHODS`; ``None`` takes the bundle's own ``adversarial_train.json``.
+        eps: a budget with its unit, see `parse_eps`.
+        steps: of the attack; ``None`` for the method's usual number.
+        out: folder for everything that is saved; the weights are ``out/model.pt``.
+        resume: go on from the last checkpoint in `out`.
+        epochs, dataset_dir, device, seed: ``None`` leaves them to the bundle.
+        initial_weights: a file of weights to start from.
+        bounds: of the network's input; ``None`` reads them.
         overrides: ids to values.
-        device: such as ``"cpu"``.
-        seed: of the attack, the global random states and the configuration's own ``seed``; None for 0, and the
-            configuration's own.
-        resume: go on with a training that was interrupted in `out`.
-        about: more rows of ``training.json``.
-        progress: show a bar, and say what was found.
 
     Raises:
-        BundleError, TypeError, ValueError: in one line, naming the argument or the id.
-        FileExistsError: when `out` holds something and `resume` is false.
-        RuntimeError: when an epoch fails.
-
-    Example:
-        .. code-block:: python
-
-            trained = train_under_attack("spleen_ct_segmentation", out="robust", eps="10HU", epochs=50)
-            print(trained.weights)
+        BundleError, ValueError: in one line.
+        FileExistsError: when `out` holds a training and `resume` is false.
     """
-    root = bundle_folder(folder)
-    place = Path(out).expanduser().absolute()
-    if place.exists() and not resume and (not place.is_dir() or any(place.iterdir())):
-        raise FileExistsError(f"out: {place} is not empty; expected a new folder, or resume to go on with a training")
-    metadata = read_metadata(root)
-    start = given_weights(initial_weights, root)
-    own = find_file(root, OWN) if method is None and eps is None else None
-    given = {
-        "dataset_dir": None if dataset_dir is None else absolute_folder(dataset_dir),
-        "device": None if device is None else f"$torch.device({device!r})",
-    }
-    changed = {**(overrides or {})}
-    if own is not None:
-        more = {"steps": steps, "bounds": bounds, **(options or {})}
-        changed |= {f"attack#{name}": value for name, value in more.items() if value is not None}
-    with _surroundings(root, seed or 0), one_line_each():
-        text = training_text(
-            root,
-            metadata,
-            place,
-            configs=configs,
-            own=own,
-            given={key: value for key, value in given.items() if value is not None},
-            overrides=changed,
-            epochs=epochs,
-            seed=seed,
-            fresh_weights=start is not None,
-        )
-        taking = put_in(
-            text,
-            root,
-            own,
-            method=method,
-            eps=eps,
-            steps=steps,
-            bounds=bounds,
-            seed=seed or 0,
-            options=options or {},
-            image=image_format(metadata),
-        )
-        return _train(root, place, text, taking, start, resume, about or {}, progress)
+
+    def __init__(
+        self,
+        folder: str | Path,
+        method: str | None,
+        eps: Any = None,
+        *,
+        out: str | Path,
+        steps: int | None = None,
+        resume: bool = False,
+        epochs: int | None = None,
+        dataset_dir: str | Path | None = None,
+        initial_weights: str | Path | None = None,
+        device: str | None = None,
+        bounds: Any = None,
+        seed: int | None = None,
+        overrides: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.root = bundle_folder(folder)
+        self.out = Path(out).absolute()
+        self.checkpoints = self.out / "checkpoints"
+        if (self.out / "model.pt").exists() or any(self.checkpoints.glob("*.pt")):
+            if not resume:
+                raise FileExistsError(f"out: {self.out} holds a training; expected a new folder, or resume")
+        elif resume:
+            raise FileNotFoundError(f"resume: expected checkpoints in {self.checkpoints}; there are none")
+        start = None if initial_weights is None else Path(initial_weights).absolute()
+        if method is not None and method not in METHODS:
+            raise ValueError(f"method: expected one of {', '.join(METHODS)}; got {method!r}")
+        data = None if dataset_dir is None else absolute_folder(dataset_dir)
+        self._surroundings = Surroundings(self.root)
+        self._surroundings.enter()
+        try:
+            self.parser, self._trainer_id = self._text(method, data, device, epochs, overrides or {})
+            ids = find_ids(self.parser.config)
+            self._network_id = self._weights_of(ids)
+            if method is not None:
+                self._put_in(METHODS[method], eps, steps, bounds, seed or 0, ids)
+            self._save_elsewhere()
+            self._initialize()
+            for name in references(self.parser.config.get("run", [])):
+                self._build(name)  # in the order of MONAI's own run, on which the random numbers depend
+            self.trainer = self._build(self._trainer_id)
+            self.network = self._build(self._network_id)
+            if start is not None:
+                load_weights(self.network, start)
+            self._attach(resume)
+        except BaseException:
+            self._surroundings.leave()
+            raise
+
+    def __enter__(self) -> AdversarialTraining:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._surroundings.leave()
+
+    def run(self) -> Path:
+        """Train, and write the weights whole or not at all.
+
+        Returns:
+            The file of the weights, a state dict.
+        """
+        self.trainer.run()
+        network = getattr(self.network, "module", self.network)
+        buffer = io.BytesIO()
+        torch.save(network.state_dict(), buffer)
+        write_whole(self.out / "model.pt", buffer.getvalue(), overwrite=True)
+        return self.out / "model.pt"
+
+    def _text(
+        self, method: str | None, data: str | None, device: str | None, epochs: int | None, overrides: Mapping[str, Any]
+    ) -> tuple[ConfigParser, str]:
+        """The configuration's text, overridden, and the id of the trainer in it."""
+        train, own = find_file(self.root, "train"), find_file(self.root, OWN)
+        if train is None:
+            raise BundleError(f"{self.root.name}: expected a configuration to train with, configs/train.json or .yaml")
+        if method is None and own is None:
+            raise ValueError(f"method: expected one of {', '.join(METHODS)}; the bundle has no {OWN}.json of its own")
+        files = [train] if method is not None or own is None else [train, own]
+        parser = merge(files, read_metadata(self.root))
+        refuse_unknown(parser.config, overrides)
+        given: dict[str, Any] = {} if data is None else {"dataset_dir": data}
+        given |= {} if device is None else {"device": f"$torch.device({device!r})"}
+        override(parser, {**as_overrides(parser, self.root, given), **overrides})
+        parser = resolved(parser)
+        trainer = _trainer_of(parser.config)
+        if trainer is None:
+            raise BundleError(f"{self.root.name}: expected a SupervisedTrainer in {train.name}; there is none")
+        if epochs is not None:
+            place = argument_id(parser.config, trainer, "max_epochs") or f"{trainer}#max_epochs"
+            parser[place] = epochs
+        return parser, trainer
+
+    def _weights_of(self, ids: Ids | None) -> str:
+        found = weights_id(self.parser.config, ids) if ids is not None else None
+        found = found or argument_id(self.parser.config, self._trainer_id, "network")
+        if found is None:
+            raise BundleError(f"{self._trainer_id}: expected a network; there is none")
+        return found
+
+    def _put_in(self, method: Method, eps: Any, steps: int | None, bounds: Any, seed: int, ids: Ids | None) -> None:
+        """Change the trainer's text, with the budget in the network's units."""
+        reading = self._reading(ids)
+        budgets = parse_eps(eps, reading) if eps is not None else ()
+        if len(budgets) != 1:
+            raise ValueError(f"eps: expected one budget, such as {_example(reading)}; got {eps!r}")
+        size: Any = budgets[0].to_network(reading)
+        if isinstance(size, torch.Tensor):
+            size = size.flatten().tolist()
+        bounds = tuple(bounds) if bounds is not None else reading.bounds
+        self.budget: Budget = budgets[0]
+        method.put_in(self.parser, self._trainer_id, eps=size, steps=steps, bounds=bounds, seed=seed)
+
+    def _reading(self, ids: Ids | None) -> IntensityReading:
+        """Of the validation's preprocessing, whose bounds the training's must keep; of the training's without one."""
+        image = image_format(read_metadata(self.root))
+        place = None if ids is None else ids.preprocessing
+        if place is None:
+            loader = argument_id(self.parser.config, self._trainer_id, "train_data_loader")
+            dataset = argument_id(self.parser.config, loader, "dataset")
+            place = argument_id(self.parser.config, dataset, "transform")
+        transforms = None if place is None else self._build(place)
+        return read_intensity(transforms, modality=image.get("modality"), value_range=image.get("value_range"))
+
+    def _save_elsewhere(self) -> None:
+        for name, item in components(self.parser.config):
+            if WRITERS.fullmatch(class_name(item)) or class_name(item).endswith("StatsHandler"):
+                for place in _PLACES:
+                    if place in item:
+                        self.parser[f"{name}#{place}"] = str(self.out)
+        for name in ("output_dir", "ckpt_dir"):
+            if name in self.parser.config:
+                self.parser[name] = str(self.out)
+
+    def _initialize(self) -> None:
+        steps = self.parser.config.get("initialize", [])
+        for i, _ in enumerate(steps if isinstance(steps, list) else []):
+            self._build(f"initialize#{i}")
+
+    def _attach(self, resume: bool) -> None:
+        """Checkpoints of everything that a training goes on from, a progress bar, and the last checkpoint's state."""
+        state = {"network": self.network, "optimizer": self.trainer.optimizer, "trainer": self.trainer}
+        for name, item in components(self.parser.config):
+            if "lr_scheduler." in str(item.get("_target_")) and _refers_to_optimizer(item):
+                state[f"scheduler_{name}"] = self._build(name)
+        CheckpointSaver(
+            str(self.checkpoints), state, file_prefix="training", save_interval=1, n_saved=1, epoch_level=True
+        ).attach(self.trainer)
+        if resume:
+            last = max(self.checkpoints.glob("*.pt"), key=lambda path: path.stat().st_mtime, default=None)
+            if last is not None:
+                CheckpointLoader(str(last), state, map_location=self.trainer.state.device).attach(self.trainer)
+        ProgressBar(persist=True, desc="adversarial training").attach(self.trainer)
+
+    def _build(self, name: str) -> Any:
+        try:
+            return self.parser.get_parsed_content(name)
+        except Exception as error:
+            raise BundleError(f"{name}: cannot be built; {reason(error)}") from error
 
 
-def _train(
-    root: Path,
-    out: Path,
-    text: TrainingText,
-    taking: Taking,
-    start: Path | None,
-    resume: bool,
-    about: Mapping[str, str],
-    progress: bool,
-) -> Trained:
-    lacks = _missing(text, root)
-    if lacks:
-        raise BundleError(f"{root.name}: missing {lacks}")
-    text, source = taking.text, _source(taking.text, root)
-    early = [step for step in text.steps("initialize") if not text.needs_trainer(step)]
-    for step in early:
-        source.build(step)
-    taking.before(source)
-    trainer = source.build(text.ids.trainer)
-    for step in text.steps("initialize"):
-        if step not in early:
-            source.build(step)
-    loader = trainer.data_loader
-    if hasattr(loader, "__len__") and len(loader) == 0:
-        raise BundleError(f"{text.ids.loader}: expected cases to train on; there are none")
-    if start is not None:
-        load_weights(source.build(text.ids.weights), start)
-    said = taking.after(source, trainer)
-    own_bar = shows_its_own(reached_components(text.config, text.ids.trainer).values())
-    bar = TrainingBar(progress and not own_bar)
-    bar.attach(trainer)
-    before, after = _around(text)
-    for step in before:
-        source.build(step)
-    built = text.parser.ref_resolver.resolved_content
-    settings = {key: said[key] for key in ("method", "attack", "seed") if key in said}
-    state = TrainingState(out / STATE, trainer, dict(sorted(built.items())), settings, taking.stateful())
-    state.attach(trainer)
-    if resume and (done := state.read(trainer.state.max_epochs)):
-        said["resumed"] = f"after epoch {done}"
-    if progress:
-        for name, value in said.items():
-            tqdm.write(f"{name}: {value}", file=sys.stderr)
-    try:
-        _run(trainer)
-    finally:
-        bar.close()
-    network = source.build(text.ids.weights)
-    buffer = io.BytesIO()
-    torch.save(network.state_dict(), buffer)
-    write_whole(out / WEIGHTS, buffer.getvalue(), overwrite=True)
-    rows = {**about, **said, "epochs": str(trainer.state.epoch), "hardware": hardware(trainer.state.device)}
-    rows["configuration"] = " + ".join(path.name for path in text.files)
-    write_whole(out / ABOUT, json.dumps(rows, indent=2) + "\n", overwrite=True)
-    for step in [*after, *text.steps("finalize")]:
-        source.build(step)
-    return Trained(out / WEIGHTS, out, trainer.state.epoch, rows)
+def _trainer_of(config: Mapping[str, Any]) -> str | None:
+    """MONAI's property first, then the first component whose class is a trainer."""
+    for name in ("train#trainer", "trainer"):
+        if class_name(get(config, name)):
+            return name
+    return next((name for name, item in components(config) if class_name(item).endswith("Trainer")), None)
 
 
-def _run(trainer: Any) -> None:
-    """Run it, to its end or to that of an early stop.
-
-    Raises:
-        RuntimeError: with the error of an epoch, in one line.
-    """
-    ended: list[bool] = []
-    trainer.add_event_handler(Events.COMPLETED, lambda engine: ended.append(True))
-    try:
-        trainer.run()
-    except Exception as error:  # whatever data, network and handlers raise
-        found = root_cause(error)
-        line = (str(found).strip().splitlines() or [""])[0]
-        where = f"epoch {max(trainer.state.epoch, 1)}"
-        raise RuntimeError(f"training: {where} failed; {type(found).__name__}: {line}") from error
-    if not ended and not trainer.should_terminate:
-        raise RuntimeError(f"training: a handler of the bundle ended it in epoch {trainer.state.epoch}")
+def _refers_to_optimizer(item: Mapping[str, Any]) -> bool:
+    return "optimizer" in item
 
 
-def _around(text: TrainingText) -> tuple[list[str], list[str]]:
-    """The steps of ``run`` before and after the training itself; none where it is not among them."""
-    steps = text.steps("run")
-    runs = [step for step in steps if ".run(" in str(get(text.config, step)) and text.needs_trainer(step)]
-    if not runs:
-        return [], []
-    index = steps.index(runs[0])
-    return steps[:index], [step for step in steps[index + 1 :] if step not in runs]
-
-
-def _source(text: TrainingText, root: Path) -> ConfigSource:
-    def hint() -> str:
-        lacks = _missing(text, root)
-        return f"; missing: {lacks}" if lacks else ""
-
-    return ConfigSource(
-        text.parser, Ids(text.ids.trainer), root, weights_id=text.ids.weights, weights=None, cases=None, hint=hint
-    )
-
-
-def _missing(text: TrainingText, root: Path) -> str:
-    """What the training needs and does not have, handlers left out, as far as the text tells."""
-    item = {key: value for key, value in get(text.config, text.ids.trainer).items() if key != "train_handlers"}
-    view = {**text.config, "training": item}
-    ids = dataclasses.replace(Ids("training"), network=None)
-    return "; ".join(map(str, [*lacking_data(view, ids, root), *lacking_packages(view, ids)]))
-
-
-@contextmanager
-def _surroundings(root: Path, seed: int) -> Iterator[None]:
-    """The bundle's working folder and import path, and global random states of a seed."""
-    surroundings = Surroundings(root)
-    surroundings.enter()
-    try:
-        random.seed(seed)
-        np.random.seed(seed)  # noqa: NPY002
-        torch.manual_seed(seed)
-        yield
-    finally:
-        surroundings.leave()
+def _example(reading: IntensityReading) -> str:
+    return f"4{reading.default_unit}"

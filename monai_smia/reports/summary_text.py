@@ -53,16 +53,22 @@ def _effects(readout: Readout, measure: Measure, clean: float) -> list[str]:
     """A clause for every budget; a verb that was just said is not said again."""
     parts: list[str] = []
     before = ""
+    reached: dict[float, float] = {}  # norm to value: what a smaller budget did, a larger one allows too
     for group, worst in zip(readout.groups, measure.worst, strict=True):
         known = group.budget.eps is not None
         size = f"of at most {budget_label(group.budget, readout.report.unit)}"
         cause = f"changes {size}" if known else f"the attack {group.label}"
-        said = shown(worst.estimate.mean, 2)
+        value = worst.estimate.mean
+        if known and not math.isnan(value):
+            least = reached.get(group.budget.norm, math.nan)
+            value = least if worse(least, value, measure.lower_is_better) else value
+            reached[group.budget.norm] = value
+        said = shown(value, 2)
         if said == UNDEFINED:
             verb, way = "make", "it"
         elif said == shown(clean, 2):
             verb, way = "leave", "it at"
-        elif worse(worst.estimate.mean, clean, measure.lower_is_better):
+        elif worse(value, clean, measure.lower_is_better):
             verb, way = "bring", "it up to" if measure.lower_is_better else "it down to"
         else:
             verb, way = "leave", "it no worse, at"

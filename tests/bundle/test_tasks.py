@@ -332,3 +332,15 @@ def test_error_above() -> None:
     for bad in (-1.0, math.nan, "3", (1.0, 2.0)):
         with pytest.raises((TypeError, ValueError), match="tolerance: expected"):
             ErrorAbove(bad)  # type: ignore[arg-type]
+
+
+def test_fractions_in_a_label_are_cut_off_as_the_loss_does() -> None:
+    """A mask stored as JPEG has values between its classes; a loss that converts indices itself makes them whole."""
+    output = torch.rand(1, 2, 6, 6, generator=torch.Generator().manual_seed(0))
+    label = torch.zeros(1, 1, 6, 6)
+    label[..., :3], label[..., 3] = 1.0, 0.6
+    task = infer_task(output, label, loss_function=DiceLoss(to_onehot_y=True, softmax=True))
+    assert task.kind == "segmentation"
+    assert torch.equal(task.loss_function(output, label), task.loss_function(output, label.long()))
+    with pytest.raises(ValueError, match="not all whole"):
+        infer_task(output, label, loss_function=nn.CrossEntropyLoss())
