@@ -18,6 +18,7 @@ from monai_smia.attacks import frozen
 from monai_smia.bundle.own_prediction import own_prediction
 from monai_smia.bundle.tasks import Task
 from monai_smia.engines.guards import loaders
+from monai_smia.handlers.batch import autocast_of
 
 
 def without_labels(
@@ -54,7 +55,9 @@ def without_labels(
 
     def discrete(item: dict[str, Any]) -> dict[str, Any]:
         label = torch.as_tensor(item[CommonKeys.LABEL])
-        decided = own_prediction(item[CommonKeys.PRED][None], task)[0].reshape(label.shape)
+        output = item[CommonKeys.PRED]
+        output = output[None] if isinstance(output, torch.Tensor) else [level[None] for level in output]
+        decided = own_prediction(output, task)[0].reshape(label.shape)
         if not dense:
             same = torch.equal(decided.to(label), label)
             return {**item, CommonKeys.PRED: torch.tensor(int(same)), CommonKeys.LABEL: torch.tensor(1)}
@@ -73,13 +76,15 @@ def without_labels(
         key_val_metric=metric,
         val_handlers=loaders(evaluator),
         amp=evaluator.amp,
+        to_kwargs=evaluator.to_kwargs,
+        amp_kwargs=evaluator.amp_kwargs,
     )
 
     def labelled(batch: Any) -> Any:
         if not isinstance(batch, dict):
             raise ValueError(f"label_key: expected batches that are dictionaries; got a {type(batch).__name__}")
         image = batch[image_key].to(again.state.device)
-        with torch.no_grad(), frozen(again.network):
+        with torch.no_grad(), frozen(again.network), autocast_of(again):
             prediction = again.inferer(image, again.network)
         return {**batch, label_key: own_prediction(prediction, task)}
 
