@@ -272,9 +272,8 @@ def test_builds_from_json(name: str) -> None:
 def test_bare_names_are_found_once() -> None:
     locator = ComponentLocator()
     for name in monai_smia.transforms.__all__:
-        assert locator.get_component_module_name(name) == "monai_smia.transforms." + (
-            "adversarial" if name.endswith("Attack") else "dictionary"
-        )
+        home = "universal" if "Universal" in name else "adversarial" if name.endswith("Attack") else "dictionary"
+        assert locator.get_component_module_name(name) == f"monai_smia.transforms.{home}"
     # what else the modules define takes no name of MONAI's, whose bare names configurations use
     for module in (adversarial, dictionary):
         for name, value in vars(module).items():
