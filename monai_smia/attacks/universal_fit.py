@@ -134,7 +134,7 @@ class UAP:
                 loader is empty.
         """
         network = unwrap(network)
-        where = torch.device(device) if device is not None else _device_of(network)
+        where = torch.device(device) if device is not None else _device_of_network(network)
         bar_type, _ = optional_import("tqdm.auto", name="tqdm")
         found = start
         with torch.inference_mode(False), frozen(network), torch.enable_grad():
@@ -225,6 +225,6 @@ def _check_shape(image: torch.Tensor, delta: torch.Tensor | None) -> None:
         raise ValueError(f"loader: expected images of one shape, {expected} as the perturbation; got {got}")
 
 
-def _device_of(network: Callable[..., Any]) -> torch.device | None:
+def _device_of_network(network: Callable[..., Any]) -> torch.device | None:
     parameter = next(network.parameters(), None) if isinstance(network, torch.nn.Module) else None
     return None if parameter is None else parameter.device

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.error import URLError
 
 from ignite.engine import Engine
 from monai.bundle import ConfigParser
@@ -207,6 +208,10 @@ def _advice(error: BaseException) -> str:
     error = cause(error)
     if isinstance(error, (FileNotFoundError, NotADirectoryError)):
         return "; expected dataset_dir= where the data is, or overrides= for the id that names this file"
+    if isinstance(error, URLError):
+        return "; the bundle downloads something here, which needs a connection, or the file in the place it is kept in"
+    if "module 'numpy' has no attribute" in str(error):
+        return "; the bundle was written for an older NumPy than the one that is installed"
     if str(error).startswith("Cannot locate"):
         return "; expected a class of the installed MONAI, of the bundle, or of another package that is installed"
     if isinstance(error, ImportError) or "No module named" in str(error):

@@ -51,14 +51,15 @@ def lacking_weights(root: Path, files: Mapping[str, Path]) -> Iterator[Missing]:
 def lacking_data(config: Mapping[str, Any], ids: Ids, root: Path) -> Iterator[Missing]:
     """Folders and files that the evaluator's own items refer to by id and that do not exist.
 
-    Only paths that the text gives away: literals, sums and `os.path.join` of them.
+    Only paths that the text gives away: literals, sums and `os.path.join` of them; also where a component that the data
+    set needs has one as its argument.
     """
     needed = reached(config, ids.evaluator, without=("val_handlers",))
     folder = static_value(config, "dataset_dir") if "dataset_dir" in needed else None
     absent = folder is not None and not (root / folder).is_dir()
     if absent:
         yield Missing(f"dataset_dir: the folder {folder}", "dataset_dir")
-    for name in needed:
+    for name in dict.fromkeys([*needed, *_arguments(config, ids)]):
         path = static_value(config, name)
         if name == "dataset_dir" or path is None or not _FILE.fullmatch(path) or _PATTERN.search(path):
             continue
@@ -68,6 +69,16 @@ def lacking_data(config: Mapping[str, Any], ids: Ids, root: Path) -> Iterator[Mi
                 yield Missing(f"{name}: the file {path}", name, override=True)
             elif not absent:
                 yield Missing(f"{name}: the file {path}", "dataset_dir")
+
+
+def _arguments(config: Mapping[str, Any], ids: Ids) -> Iterator[str]:
+    """Ids of what components of the data set's own items have as arguments, in folders; references have ids already."""
+    for start, value in reached(config, ids.dataset).items() if ids.dataset else ():
+        for name, component in components(value, start):
+            for key, argument in component.items():
+                written = isinstance(argument, str) and "/" in argument and not argument.startswith("@")
+                if written and component.get("_disabled_") is not True:
+                    yield f"{name}#{key}"
 
 
 def lacking_packages(config: Mapping[str, Any], ids: Ids) -> Iterator[Missing]:

@@ -253,6 +253,43 @@ def test_missing_data_and_lists_are_named(tmp_path: Path) -> None:
             bundle.evaluator()
 
 
+def test_a_list_that_a_component_reads_is_named(tmp_path: Path) -> None:
+    root = layouts.standard(tmp_path / "bundle")
+    overrides = {
+        "lists": {"_target_": "scripts.lists.Lists", "filename": "./configs/list.json"},
+        "validate#dataset#data": "$@lists.items",
+    }
+    with open_bundle(root, overrides=overrides) as bundle:
+        named = [entry for entry in bundle.missing() if entry.override]
+        assert [(entry.what, entry.argument) for entry in named] == [
+            ("lists#filename: the file ./configs/list.json", "lists#filename")
+        ]
+    (root / "configs" / "list.json").write_text("[]")
+    with open_bundle(root, overrides=overrides) as bundle:
+        assert not [entry for entry in bundle.missing() if entry.override]
+
+
+@pytest.mark.parametrize(
+    ("raised", "advice"),
+    [
+        ("URLError('no such host')", "the bundle downloads something here"),
+        ("AttributeError(\"module 'numpy' has no attribute 'product'\")", "written for an older NumPy"),
+    ],
+)
+def test_what_would_help_is_said_of_what_bundles_do(
+    tmp_path: Path, data: tuple[Path, list[float]], raised: str, advice: str
+) -> None:
+    root = layouts.standard(tmp_path / "bundle")
+    raising = f"$(_ for _ in ()).throw(__import__('urllib.error').error.{raised})"
+    raising = raising if raised.startswith("URL") else f"$(_ for _ in ()).throw({raised})"
+    overrides = {"network_def": raising}
+    with (
+        open_bundle(root, dataset_dir=data[0], overrides=overrides) as bundle,
+        pytest.raises(BundleError, match=advice),
+    ):
+        bundle.evaluator()
+
+
 def test_what_is_no_bundle_or_has_no_evaluator_is_said_in_one_line(tmp_path: Path) -> None:
     here = Path.cwd()
     config = layouts.train_config()
