@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from monai_smia.attacks import checks
-from monai_smia.attacks.attack import Hunt
+from monai_smia.attacks.hunt import Hunt
 from monai_smia.attacks.minimum_norm import MinimumNormAttack, Sight, as_positive, size_of, wide
 
 

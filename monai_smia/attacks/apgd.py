@@ -12,8 +12,9 @@ from typing import Any
 import torch
 
 from monai_smia.attacks import checks
-from monai_smia.attacks.attack import Attack, Hunt, Setting, Verdict
+from monai_smia.attacks.attack import Attack, Verdict
 from monai_smia.attacks.heads import ACTIVATIONS, is_regression
+from monai_smia.attacks.hunt import Hunt, Setting
 from monai_smia.attacks.margins import OBJECTIVES, CrossEntropy, Decisions, HeadObjective, named_objective
 from monai_smia.attacks.objectives import Objective
 from monai_smia.attacks.pacing import Halving, Pace, Progress, Sparse

@@ -18,8 +18,7 @@ from monai_smia.attacks import checks
 from monai_smia.attacks.criteria import Criterion, default_criterion
 from monai_smia.attacks.freezing import frozen, unwrap
 from monai_smia.attacks.heads import LossFunction
-from monai_smia.attacks.hunt import Hunt as Hunt
-from monai_smia.attacks.hunt import Setting as Setting
+from monai_smia.attacks.hunt import Hunt, Setting
 from monai_smia.attacks.loop import Observer, Recipe, ascend
 from monai_smia.attacks.losses import check_loss, per_sample
 from monai_smia.attacks.query import Query

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from monai_smia.attacks import checks
-from monai_smia.attacks.attack import Setting
 from monai_smia.attacks.balls import clamp
+from monai_smia.attacks.hunt import Setting
 from monai_smia.attacks.parametrized import ParametrizedAttack, confined, only_linf
 from monai_smia.attacks.steps import Chain, Scale, Sign, Step
 from monai_smia.attacks.threat_models import LpBall, Size, ThreatModel

@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 
 from monai_smia.attacks import checks
-from monai_smia.attacks.attack import Hunt
+from monai_smia.attacks.hunt import Hunt
 from monai_smia.attacks.minimum_norm import MinimumNormAttack, as_positive, wide
 
 _INSIDE = 1 - 1e-6  # a voxel on its bound would stand at infinity

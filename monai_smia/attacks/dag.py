@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from monai_smia.attacks import checks
-from monai_smia.attacks.attack import GradientAttack, Setting
+from monai_smia.attacks.attack import GradientAttack
 from monai_smia.attacks.heads import (
     ACTIVATIONS,
     LossFunction,
@@ -21,6 +21,7 @@ from monai_smia.attacks.heads import (
     main_output,
     true_class,
 )
+from monai_smia.attacks.hunt import Setting
 from monai_smia.attacks.loop import Recipe
 from monai_smia.attacks.objectives import Objective
 from monai_smia.attacks.steps import Chain, Normalize, Scale

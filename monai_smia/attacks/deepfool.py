@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 import torch
 
 from monai_smia.attacks import checks
-from monai_smia.attacks.attack import Hunt
 from monai_smia.attacks.border_margin import BorderMargin
+from monai_smia.attacks.hunt import Hunt
 from monai_smia.attacks.loop import finite_only
 from monai_smia.attacks.minimum_norm import MinimumNormAttack, as_positive, size_of, wide
 from monai_smia.attacks.objectives import Differentiate, Objective

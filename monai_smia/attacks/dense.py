@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional as F
 
 from monai_smia.attacks import checks
-from monai_smia.attacks.attack import GradientAttack, Setting
+from monai_smia.attacks.attack import GradientAttack
 from monai_smia.attacks.heads import (
     ACTIVATIONS,
     LossFunction,
@@ -21,6 +21,7 @@ from monai_smia.attacks.heads import (
     main_output,
     true_class,
 )
+from monai_smia.attacks.hunt import Setting
 from monai_smia.attacks.loop import Recipe
 from monai_smia.attacks.objectives import Objective
 from monai_smia.attacks.steps import Chain, Scale, steepest

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 
 from monai_smia.attacks import checks
-from monai_smia.attacks.attack import Attack, Setting, Verdict
+from monai_smia.attacks.attack import Attack, Verdict
 from monai_smia.attacks.combination import Combination
+from monai_smia.attacks.hunt import Setting
 from monai_smia.attacks.loop import Observer
 from monai_smia.attacks.result import AttackResult
 from monai_smia.attacks.survivors import kept, survivors

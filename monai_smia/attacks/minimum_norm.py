@@ -11,10 +11,11 @@ from typing import Any, ClassVar
 import torch
 
 from monai_smia.attacks import checks
-from monai_smia.attacks.attack import Attack, Hunt
+from monai_smia.attacks.attack import Attack
 from monai_smia.attacks.balls import NORMS, grouped, norm_of
 from monai_smia.attacks.border_margin import BorderMargin
 from monai_smia.attacks.heads import ACTIVATIONS, is_regression
+from monai_smia.attacks.hunt import Hunt
 
 
 def size_of(delta: torch.Tensor, norm: float) -> torch.Tensor:

@@ -20,9 +20,10 @@ from functools import partial
 import torch
 
 from monai_smia.attacks import checks
-from monai_smia.attacks.attack import Attack, GradientAttack, Setting
+from monai_smia.attacks.attack import Attack, GradientAttack
 from monai_smia.attacks.diversity import RandomResize
 from monai_smia.attacks.gradients import AtIterate, Diverse, Gradient, LookAhead, VarianceTuned
+from monai_smia.attacks.hunt import Setting
 from monai_smia.attacks.loop import Recipe
 from monai_smia.attacks.objectives import Deviation
 from monai_smia.attacks.smoothing import Gaussian

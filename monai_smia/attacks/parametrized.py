@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 import torch
 
-from monai_smia.attacks.attack import GradientAttack, Hunt, Setting
+from monai_smia.attacks.attack import GradientAttack
 from monai_smia.attacks.balls import clamp
+from monai_smia.attacks.hunt import Hunt, Setting
 from monai_smia.attacks.objectives import Deviation
 from monai_smia.attacks.steps import Chain, Scale, Step, steepest
 from monai_smia.attacks.threat_models import LpBall, ThreatModel

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from monai_smia.attacks import checks
-from monai_smia.attacks.attack import GradientAttack, Setting
+from monai_smia.attacks.attack import GradientAttack
 from monai_smia.attacks.heads import (
     ACTIVATIONS,
     LossFunction,
@@ -22,6 +22,7 @@ from monai_smia.attacks.heads import (
     log_probabilities,
     main_output,
 )
+from monai_smia.attacks.hunt import Setting
 from monai_smia.attacks.loop import Recipe
 from monai_smia.attacks.losses import per_sample
 from monai_smia.attacks.named import plain_recipe

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from monai_smia.attacks import checks
-from monai_smia.attacks.attack import Setting
 from monai_smia.attacks.heads import LossFunction
+from monai_smia.attacks.hunt import Setting
 from monai_smia.attacks.parametrized import ParametrizedAttack, confined
 from monai_smia.attacks.smoothing import Gaussian
 from monai_smia.attacks.threat_models import LpBall, ThreatModel

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 
 from monai_smia.attacks import checks
-from monai_smia.attacks.attack import Attack, Hunt
+from monai_smia.attacks.attack import Attack
 from monai_smia.attacks.decision_margin import decision_margin
 from monai_smia.attacks.heads import ACTIVATIONS, activation_of, ignore_index, is_regression, main_output
+from monai_smia.attacks.hunt import Hunt
 from monai_smia.attacks.square_moves import moves
 from monai_smia.attacks.trial import Trial
 

@@ -8,8 +8,8 @@ from abc import ABC, abstractmethod
 
 import torch
 
-from monai_smia.attacks.attack import Setting
 from monai_smia.attacks.balls import norm_of
+from monai_smia.attacks.hunt import Setting
 from monai_smia.attacks.square_windows import Frame, pyramids, signs, tiles, uniform
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from monai_smia.attacks import checks
-from monai_smia.attacks.attack import GradientAttack, Setting
+from monai_smia.attacks.attack import GradientAttack
 from monai_smia.attacks.heads import (
     ACTIVATIONS,
     LossFunction,
@@ -18,6 +18,7 @@ from monai_smia.attacks.heads import (
     is_regression,
     main_output,
 )
+from monai_smia.attacks.hunt import Setting
 from monai_smia.attacks.loop import Recipe
 from monai_smia.attacks.objectives import Objective
 from monai_smia.attacks.smia import SoftDivergence

@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 
-from monai_smia.attacks.attack import Attack, Setting
+from monai_smia.attacks.attack import Attack
 from monai_smia.attacks.combination import Combination
 from monai_smia.attacks.freezing import frozen, unwrap
+from monai_smia.attacks.hunt import Setting
 from monai_smia.attacks.loop import Observer
 from monai_smia.attacks.result import AttackResult
 

@@ -12,7 +12,8 @@ from monai.data import MetaTensor
 from monai.utils import convert_to_dst_type
 
 from monai_smia.attacks import checks
-from monai_smia.attacks.attack import Attack, Hunt
+from monai_smia.attacks.attack import Attack
+from monai_smia.attacks.hunt import Hunt
 from monai_smia.attacks.threat_models import LpBall
 
 

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from monai_smia.attacks import checks
-from monai_smia.attacks.attack import Hunt, Setting
 from monai_smia.attacks.balls import clamp
 from monai_smia.attacks.frequency import BlockDCT
+from monai_smia.attacks.hunt import Hunt, Setting
 from monai_smia.attacks.parametrized import ParametrizedAttack, confined, only_linf
 from monai_smia.attacks.similarity import structural_similarity
 from monai_smia.attacks.steps import Chain, Scale, Sign, Step

@@ -11,7 +11,7 @@ from typing import Any
 from monai_smia.bundle.grid import known_attacks
 from monai_smia.bundle.opening import OpenBundle, open_bundle
 from monai_smia.bundle.provenance import file_checksum
-from monai_smia.bundle.under_attack import ATTACKS, Outcome, evaluate_under_attack
+from monai_smia.bundle.under_attack import ATTACKS, Outcome, attack_names, evaluate_under_attack
 
 
 def evaluate(
@@ -99,11 +99,12 @@ def evaluate(
                 **common,
             )
         else:
-            image = opened.image_format()
+            image, names = opened.image_format(), attack_names(attacks or ATTACKS)
             outcome = evaluate_under_attack(
                 opened.evaluator(),
-                attacks or ATTACKS,
+                names,
                 eps,
+                options=opened.attack_options(names),
                 steps=10 if steps is None else steps,
                 loss_function=opened.loss(),
                 criterion=opened.criterion(),

@@ -42,10 +42,12 @@ def attacks() -> int:
         kind = getattr(monai_smia.attacks, name)
         summary = (python_inspect.getdoc(kind) or "").splitlines()[0]
         print(f"{name}: {summary}")
-        shown = [f"{field.name}={field.default!r}" for field in dataclasses.fields(kind) if field.name in fields]
-        shown = [text.replace("=<dataclasses._MISSING_TYPE object at", "=...").split(" 0x")[0] for text in shown]
-        print("    " + ", ".join(shown))
+        print("    " + ", ".join(_shown(field) for field in dataclasses.fields(kind) if field.name in fields))
     return 0
+
+
+def _shown(field: dataclasses.Field[Any]) -> str:
+    return field.name if field.default is dataclasses.MISSING else f"{field.name}={field.default!r}"
 
 
 def _units(opened: Any) -> dict[str, str]:

@@ -9,8 +9,6 @@ from typing import Any
 
 from monai_smia.bundle.opening import OpenBundle, open_bundle
 
-CONFIGS = ("attack.json", "attack_root.json", "attack_inference.json", "load_weights.json")
-
 
 def overlay(bundle: str | None = None, eps: str | None = None, attacks: str | None = None) -> int:
     """Print a configuration file that puts a bundle under attack when it is appended to the bundle's own.
@@ -48,7 +46,7 @@ def fitting(opened: OpenBundle) -> dict[str, Any]:
     """The overlay with the ids of a bundle; with the weights' loader where the bundle's own handlers have none."""
     if opened.kind == "python":
         raise ValueError("bundle: a workflow class takes no configuration files; expected monai-smia evaluate")
-    content = packaged("attack.json" if opened.loss_id else "attack_inference.json")
+    content = packaged("attack.json")
     loss = f"loss_function=@{opened.loss_id}, " if opened.loss_id else ""
     content["run"] = [f"$evaluate_under_attack(@{opened.evaluator_id}, {loss}**@attack)"]
     if opened.kind == "train-only":

@@ -142,6 +142,11 @@ class OpenBundle:
         """The attacks of the bundle's own ``attack.json``, by name; None where there is none."""
         return self._defined("attacks")
 
+    def attack_options(self, names: Sequence[str]) -> dict[str, Any]:
+        """What the bundle's own ``attack.json`` gives some attacks beside the common arguments, of these names only."""
+        options = self._defined("attack_options") or {}
+        return {name: options[name] for name in names if name in options}
+
     def criterion(self) -> Any:
         """What counts as success in the bundle's own ``attack.json``; None where it does not say."""
         return self._defined("criterion")

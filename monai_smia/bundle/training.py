@@ -160,7 +160,7 @@ class AdversarialTraining:
         reading = self._reading(ids)
         budgets = parse_eps(eps, reading) if eps is not None else ()
         if len(budgets) != 1:
-            raise ValueError(f"eps: expected one budget, such as {_example(reading)}; got {eps!r}")
+            raise ValueError(f"eps: expected one budget, such as 4{reading.default_unit}; got {eps!r}")
         size: Any = budgets[0].to_network(reading)
         if isinstance(size, torch.Tensor):
             size = size.flatten().tolist()
@@ -198,7 +198,7 @@ class AdversarialTraining:
         """Checkpoints of everything that a training goes on from, a progress bar, and the last checkpoint's state."""
         state = {"network": self.network, "optimizer": self.trainer.optimizer, "trainer": self.trainer}
         for name, item in components(self.parser.config):
-            if "lr_scheduler." in str(item.get("_target_")) and _refers_to_optimizer(item):
+            if "lr_scheduler." in str(item.get("_target_")) and "optimizer" in item:
                 state[f"scheduler_{name}"] = self._build(name)
         CheckpointSaver(
             str(self.checkpoints), state, file_prefix="training", save_interval=1, n_saved=1, epoch_level=True
@@ -222,11 +222,3 @@ def _trainer_of(config: Mapping[str, Any]) -> str | None:
         if class_name(get(config, name)):
             return name
     return next((name for name, item in components(config) if class_name(item).endswith("Trainer")), None)
-
-
-def _refers_to_optimizer(item: Mapping[str, Any]) -> bool:
-    return "optimizer" in item
-
-
-def _example(reading: IntensityReading) -> str:
-    return f"4{reading.default_unit}"

@@ -204,7 +204,7 @@ def evaluate_under_attack(
 
 
 def _check_place(folder: Path, resume: bool) -> None:
-    there = [name for name in (*FILES, "progress") if (folder / name).exists()]
+    there = [name for name in (*FILES, "progress/progress.pt") if (folder / name).exists()]
     if there and not resume:
         raise FileExistsError(
             f"out: {folder / there[0]} exists; expected a new folder, or resume to go on with that run"
@@ -222,7 +222,7 @@ def _grid(
     options: Mapping[str, Mapping[str, Any]] | None,
 ) -> BudgetGrid:
     assert found.task is not None
-    names = [name.strip() for name in attacks.split(",")] if isinstance(attacks, str) else list(attacks)
+    names = attack_names(attacks)
     bounds = tuple(bounds) if bounds is not None else reading.bounds
     criterion = criterion if criterion is not None else found.task.criterion
     activation = found.task.activation
@@ -234,6 +234,11 @@ def _grid(
         options=options,
         **{"bounds": bounds, "criterion": criterion, "activation": activation, **shared},
     )
+
+
+def attack_names(attacks: Sequence[str] | str) -> list[str]:
+    """Names from a sequence, or from a text with commas."""
+    return [name.strip() for name in attacks.split(",")] if isinstance(attacks, str) else list(attacks)
 
 
 def _with_unit(eps: Any, unit: str | None) -> Any:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import logging
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -128,6 +130,8 @@ class CaseByCase:
                     self._evaluate(planned)
                     bar.update()
                     self._give_up()
+        if not self.state.names:
+            self._forget()
         return self.report()
 
     @property
@@ -148,10 +152,19 @@ class CaseByCase:
         return recorder.report(metrics, {run: self.state.details.get(run, {}) for run in runs}, self.attacks)
 
     def _give_up(self) -> None:
-        """Stop where nothing but the same error has come."""
+        """Stop where nothing but the same error has come, be its numbers each case's own."""
         failed = [(failure.stage, failure.error) for failure in self.state.failures if failure.stage != "loading"]
-        if not self.state.names and len(failed) >= HOPELESS and len(set(failed)) == 1:
-            raise RuntimeError(f"{failed[0][0]}: the first {len(failed)} cases all failed with {failed[0][1]}")
+        alike = {(stage, re.sub(r"[\d.]+", "", error)) for stage, error in failed}
+        if not self.state.names and len(failed) >= HOPELESS and len(alike) == 1:
+            self._forget()
+            raise RuntimeError(
+                f"{failed[0][0]}: the first {len(failed)} cases all failed; the first with {failed[0][1]}"
+            )
+
+    def _forget(self) -> None:
+        """Leave the folder free for a run with better arguments: of this one nothing is worth going on with."""
+        if self.file is not None:
+            self.file.unlink(missing_ok=True)
 
     def _evaluate(self, planned: Planned) -> None:
         """One batch; if it fails as a whole, its cases one by one."""
@@ -276,16 +289,19 @@ class CaseByCase:
     @contextmanager
     def _quiet(self) -> Iterator[None]:
         """The evaluator without what records, prints or saves, and with its own state back afterwards."""
-        state = self.evaluator.state
+        state, logger = self.evaluator.state, self.evaluator.logger
+        level = logger.level
         kept = {
             name: vars(state)[name] for name in ("metrics", "metric_details", "batch", "output") if name in vars(state)
         }
         with ExitStack() as stack:
             stack.enter_context(without_handlers(self.evaluator, (*RECORDING, StatsHandler, CheckpointLoader)))
             stack.enter_context(without_saving_images(self.evaluator))
+            logger.setLevel(logging.CRITICAL)  # of every run of every batch; failures are reported
             try:
                 yield
             finally:
+                logger.setLevel(level)
                 if CLEAN in self.state.metrics:
                     kept.update(metrics=self.state.metrics[CLEAN], metric_details=self.state.details[CLEAN])
                 for name, value in kept.items():

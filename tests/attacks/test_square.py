@@ -14,8 +14,8 @@ from oracles import LinearMargin, largest_margin_change
 from torch import nn
 
 from monai_smia.attacks import Criterion, Misclassification, Square
-from monai_smia.attacks.attack import Setting
 from monai_smia.attacks.decision_margin import decision_margin
+from monai_smia.attacks.hunt import Setting
 from monai_smia.attacks.square_moves import moves
 from monai_smia.attacks.square_windows import Frame, Window, pyramids
 from monai_smia.attacks.threat_models import LpBall

@@ -66,6 +66,12 @@ def same_by_command(trained: Trained, folder: Path, options: dict[str, Any], exp
     assert len(found.cases) == len(expected.cases)
     for one, other in zip(found.cases, expected.cases, strict=True):
         assert one == pytest.approx(other, abs=1e-6, nan_ok=True) if "loss" not in one else one.keys() == other.keys()
+    if trained.row.unit != "percent":  # what attack.json calls so is stored intensity to the command
+        named = {name: value for name, value in options.items() if not name.startswith(("attack_", "eps_"))}
+        named |= {"attacks": KINDS, "eps": f"2{trained.row.unit}", "out": str(folder / "named")}
+        assert evaluate(str(trained.row.root), **{**where, **trained.row.small, **named}) == 0
+        found = RobustnessReport.load(folder / "named")
+        assert found.metrics == {run: pytest.approx(values, abs=1e-6) for run, values in expected.metrics.items()}
     after = {path: path.stat().st_mtime_ns for path in trained.row.root.rglob("*") if "__pycache__" not in path.parts}
     assert after == before
     assert (folder / "command" / "report.html").stat().st_size < 15_000_000

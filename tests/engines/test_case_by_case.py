@@ -192,3 +192,16 @@ def test_state_is_taken_and_put_back() -> None:
     metric.update([[torch.ones(3, 4, 4)], [torch.ones(3, 4, 4)]])
     restore(metric, state)  # what happened since is gone
     assert metric.compute() == value
+
+
+def test_a_hopeless_run_ends_early_and_leaves_its_place(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """An argument that fits no case is said once; the next run, with a better one, is not in its way."""
+    task = Task(2, cases=5)
+    images = [{**item, "image": item["image"] + 50.0} for item in task.items()]  # outside the attacks' bounds
+    loader = DataLoader(Dataset(images), batch_size=1)
+    run = runner(task, task.evaluator(val_data_loader=loader), folder=tmp_path)
+    with pytest.raises(RuntimeError, match="bim: the first 3 cases all failed; the first with ValueError: bounds: "):
+        run.run()
+    assert list(tmp_path.iterdir()) == []
+    assert caplog.records == []  # ignite's own words on each of them
+    assert runner(task, folder=tmp_path).run().metrics["clean"]
