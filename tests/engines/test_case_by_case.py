@@ -85,7 +85,9 @@ def test_neither_interrupts_nor_errors_are_hidden(handlers: list[Any]) -> None:
     evaluator = task.evaluator(val_handlers=handlers)
     evaluator.network.forward = lambda image: image[:, 5]
     run = runner(task, evaluator)
-    with pytest.raises(RuntimeError, match="clean: the first 4 cases all failed with IndexError: index 5 is out of"):
+    with pytest.raises(
+        RuntimeError, match="clean: the first 4 cases all failed; the first with IndexError: index 5 is out of"
+    ):
         run.run()
     with pytest.raises(IndexError):  # and the evaluator alone, afterwards
         evaluator.run()
