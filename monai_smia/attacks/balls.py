@@ -25,6 +25,22 @@ def norm_of(vector: torch.Tensor, norm: float) -> torch.Tensor:
     return torch.linalg.vector_norm(vector, ord=norm, dim=-1, keepdim=True)
 
 
+def faint_norm_of(vector: torch.Tensor, norm: float) -> torch.Tensor:
+    """`norm_of`, also where the squares of an L2 norm would vanish: the gradient of a network that is very sure.
+
+    Example:
+        >>> faint_norm_of(torch.tensor([3e-30, 4e-30]), 2)
+        tensor([5.0000e-30])
+    """
+    size = norm_of(vector, norm)
+    if norm != 2:
+        return size
+    return torch.where(size > _FAINT, size, norm_of(vector * _LIFT, norm) / _LIFT)
+
+
+_FAINT, _LIFT = 2.0**-40, 2.0**80  # a power of two: no bit of a vector or its norm changes
+
+
 def project_ball(vector: torch.Tensor, radius: torch.Tensor | float, norm: float) -> torch.Tensor:
     """Nearest point, in Euclidean distance, of the Lp ball around zero.
 
@@ -52,6 +68,43 @@ def project_ball(vector: torch.Tensor, radius: torch.Tensor | float, norm: float
     level = (excess.gather(-1, active - 1) / active).clamp_min(0)
     shrunk = torch.sign(vector) * (vector.abs() - level).clamp_min(0)
     return torch.where(size <= radius, vector, shrunk)
+
+
+def project_ball_in_box(
+    vector: torch.Tensor, radius: torch.Tensor | float, low: torch.Tensor, high: torch.Tensor
+) -> torch.Tensor:
+    r"""Nearest point, in Euclidean distance, of the L1 ball around zero and a box around zero together.
+
+    .. math:: d_i = \operatorname{clip}\big(\operatorname{sign}(v_i) \max(|v_i| - \lambda, 0),\; l_i,\; h_i\big)
+
+    with the least :math:`\lambda \ge 0` for which :math:`\|d\|_1 \le r`, by bisection. To the ball first and the box
+    then would leave a part of the radius unused.
+
+    Args:
+        vector: any shape; the last axis is the vector.
+        radius: as for `project_ball`.
+        low, high: the box, broadcast against `vector`; not above and not below 0.
+
+    Example:
+        >>> project_ball_in_box(torch.tensor([3.0, 2.0]), 1.5, torch.tensor(-1.0), torch.tensor(1.0))
+        tensor([1.0000, 0.5000])
+    """
+    sign, magnitude = vector.sign(), vector.abs()
+    room = torch.where(sign > 0, high, -low).clamp_min(0)
+
+    def size(level: torch.Tensor) -> torch.Tensor:
+        return torch.minimum((magnitude - level).clamp_min(0), room)
+
+    below = torch.zeros_like(vector[..., :1])
+    above = torch.where(size(below).sum(-1, keepdim=True) > radius, magnitude.amax(-1, keepdim=True), below)
+    for _ in range(_HALVINGS):
+        middle = (below + above) / 2
+        over = size(middle).sum(-1, keepdim=True) > radius
+        below, above = torch.where(over, middle, below), torch.where(over, above, middle)
+    return sign * size(above)
+
+
+_HALVINGS = 53  # of the bracket around a threshold: the bits of double precision
 
 
 def sample_ball(

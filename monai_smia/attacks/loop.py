@@ -78,7 +78,7 @@ def ascend(
 
         gradient, prediction, memory = recipe.gradient.update(ask, adversarial, memory)
         observe(trial, prediction)
-        update, state = recipe.step.update(threat.restrict(gradient), state)
+        update, state = recipe.step.update(threat.feasible(gradient, z), state)
         previous, z = adversarial, threat.project(image, z + update)
     return threat.apply(image, z), bad
 

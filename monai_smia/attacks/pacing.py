@@ -15,7 +15,6 @@ from monai_smia.attacks.threat_models import LpBall
 SPARSE_START = 0.2  # share of the coordinates that the first L1 steps move
 SPARSE_CUT = 1.5  # a step moves the coordinates that the best point changed, divided by this; and so shrink the steps
 SPARSE_LEAST = 0.1  # of the first step size
-HALVINGS = 53  # of the bracket around a threshold: the bits of double precision
 
 
 def checkpoints(steps: int) -> tuple[int, ...]:
@@ -187,7 +186,7 @@ class Sparse(Pace):
         signs = flat.sign() * (magnitude >= least)
         direction = (signs / signs.abs().sum(-1, keepdim=True).clamp_min(1)).reshape(x.shape)
         moved = x + threat.eps * _wide(self.scale, x) * direction
-        return threat.project(image, image + nearest_in_the_box(threat, image, moved - image))
+        return threat.project(image, moved)
 
     def look_back(self, progress: Progress) -> tuple[Pace, torch.Tensor]:
         groups = grouped(progress.change != 0, self.moves.shape[1] > 1)
@@ -196,37 +195,3 @@ class Sparse(Pace):
         sparser = changed < 0.95 * self.changed
         scale = torch.where(sparser, 1.0, (self.scale / SPARSE_CUT).clamp_min(SPARSE_LEAST))
         return Sparse(scale, count / SPARSE_CUT, changed), sparser
-
-
-def nearest_in_the_box(threat: LpBall, image: torch.Tensor, change: torch.Tensor) -> torch.Tensor:
-    r"""The nearest change, in Euclidean distance, inside the L1 ball and the intensity bounds together.
-
-    .. math:: d_i = \operatorname{clip}\big(\operatorname{sign}(c_i) \max(|c_i| - \lambda, 0),\;
-              l_i - x_i,\; u_i - x_i\big)
-
-    with the least :math:`\lambda \ge 0` for which :math:`\|d\|_1 \le \varepsilon`, by bisection. To the
-    ball first and the bounds then, as `LpBall.project` goes, would leave a part of the budget unused.
-
-    Args:
-        threat: an L1 ball.
-        image: clean image, ``BCHW[D]``.
-        change: what is to be projected, zero where the mask forbids a change.
-    """
-    flat = grouped(change, threat.per_channel)
-    radius = threat.eps.flatten(2) if isinstance(threat.eps, torch.Tensor) else threat.eps
-    sign, magnitude = flat.sign(), flat.abs()
-    room = torch.full_like(magnitude, torch.inf)
-    if threat.bounds is not None:
-        low, high = (grouped(torch.as_tensor(b).to(image) - image, threat.per_channel) for b in threat.bounds)
-        room = torch.where(sign > 0, high, -low).clamp_min(0)
-
-    def size(level: torch.Tensor) -> torch.Tensor:
-        return torch.minimum((magnitude - level).clamp_min(0), room)
-
-    below = torch.zeros_like(flat[..., :1])
-    above = torch.where(size(below).sum(-1, keepdim=True) > radius, magnitude.amax(-1, keepdim=True), below)
-    for _ in range(HALVINGS):
-        middle = (below + above) / 2
-        over = size(middle).sum(-1, keepdim=True) > radius
-        below, above = torch.where(over, middle, below), torch.where(over, above, middle)
-    return (sign * size(above)).reshape(image.shape)

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from monai_smia.attacks.balls import grouped, norm_of
+from monai_smia.attacks.balls import faint_norm_of, grouped
 from monai_smia.attacks.smoothing import Gaussian
 
 
@@ -60,7 +60,7 @@ class Normalize(Step):
 
     def update(self, gradient: torch.Tensor, state: Any) -> tuple[torch.Tensor, Any]:
         flat = grouped(gradient, self.per_channel)
-        size = flat.abs().mean(-1, keepdim=True) if self.mean and self.norm == 1 else norm_of(flat, self.norm)
+        size = flat.abs().mean(-1, keepdim=True) if self.mean and self.norm == 1 else faint_norm_of(flat, self.norm)
         return (flat / torch.where(size > 0, size, torch.ones_like(size))).reshape(gradient.shape), state
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from monai_smia.attacks.balls import clamp, grouped, norm_of, project_ball, sample_ball
+from monai_smia.attacks.balls import clamp, grouped, norm_of, project_ball, project_ball_in_box, sample_ball
 
 Size = torch.Tensor | float
 
@@ -33,6 +33,10 @@ class ThreatModel(ABC):
         """The gradient over the coordinates that may change; the others zero, before anything is normalised."""
         return gradient
 
+    def feasible(self, gradient: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+        """The gradient over the coordinates that a step from z can use; `restrict` unless a set knows better."""
+        return self.restrict(gradient)
+
 
 @dataclass(frozen=True)
 class LpBall(ThreatModel):
@@ -41,7 +45,7 @@ class LpBall(ThreatModel):
     .. math:: \{x' : \|x' - x\|_p \le \varepsilon,\; l \le x' \le u,\; x'_i = x_i \text{ for } i \notin M\}
 
     z is the adversarial image itself. The projection goes to the ball, then to the bounds; as the clean image is
-    inside the bounds, the result is inside both.
+    inside the bounds, the result is inside both. In L1 it goes to the nearest point inside both.
 
     Args:
         eps: radius, in the network's input units: a number, or a tensor that broadcasts against ``BCHW[D]``. With one
@@ -91,13 +95,31 @@ class LpBall(ThreatModel):
         if self.norm == math.inf:
             delta = clamp(z - image, -self.eps, self.eps)
         else:
-            delta = project_ball(self._flatten(self.restrict(z - image)), self._radius(), self.norm).reshape(
-                image.shape
-            )
+            delta = self._project(image, self._flatten(self.restrict(z - image))).reshape(image.shape)
         return self._confine(image, image + delta)
 
     def restrict(self, gradient: torch.Tensor) -> torch.Tensor:
         return gradient if self.mask is None else torch.where(self.mask, gradient, torch.zeros_like(gradient))
+
+    def feasible(self, gradient: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+        """As `restrict`; of an L1 ball also without the voxels that are at a bound and would leave it.
+
+        An L1 step takes the few voxels of the largest gradient. Those at their bound would be taken again and again,
+        to no effect; in L2 and Linf every voxel has its own share of the step, and the projection is enough.
+        """
+        gradient = self.restrict(gradient)
+        if self.norm != 1 or self.bounds is None:
+            return gradient
+        low, high = self.bounds
+        stuck = ((gradient > 0) & (z >= high)) | ((gradient < 0) & (z <= low))
+        return torch.where(stuck, torch.zeros_like(gradient), gradient)
+
+    def _project(self, image: torch.Tensor, change: torch.Tensor) -> torch.Tensor:
+        """A flat change, to the L2 ball, or to the L1 ball and the bounds."""
+        if self.norm == 2 or self.bounds is None:
+            return project_ball(change, self._radius(), self.norm)
+        low, high = (self._flatten(torch.as_tensor(bound).to(image) - image) for bound in self.bounds)
+        return project_ball_in_box(change, self._radius(), low, high)
 
     def _confine(self, image: torch.Tensor, adversarial: torch.Tensor) -> torch.Tensor:
         if self.bounds is not None:

@@ -24,7 +24,7 @@ from monai_smia.attacks import (
     GaussianNoise,
     LpBall,
 )
-from monai_smia.attacks.pacing import checkpoints, nearest_in_the_box
+from monai_smia.attacks.pacing import checkpoints
 
 CE = nn.CrossEntropyLoss()
 NORMS = [math.inf, 2.0, 1.0]
@@ -227,22 +227,6 @@ def test_radii_start_wide_and_end_inside_the_ball() -> None:
         assert max(stage) == pytest.approx(0.1 * factor, rel=1e-5)
     assert len(reach) == 10
     assert float((result.adversarial - image).abs().max()) <= 0.1 * (1 + 1e-6)
-
-
-def test_the_projection_to_ball_and_box_is_the_nearest_point() -> None:
-    """Of a convex set d is the nearest point to c where ``(c - d) . (y - d) <= 0`` for every y of the set."""
-    image = torch.rand((3, 1, 8), generator=seeded(8)).double()
-    change = torch.randn((3, 1, 8), generator=seeded(9)).double()
-    ball = LpBall(eps=1.0, norm=1.0, bounds=(0.0, 1.0))
-    nearest = nearest_in_the_box(ball, image, change)
-    assert (nearest.abs().sum(2) <= 1 + 1e-12).all()
-    assert ((image + nearest >= -1e-12) & (image + nearest <= 1 + 1e-12)).all()
-    for _ in range(200):
-        other = ball.project(image, image + 2 * torch.randn(image.shape, generator=seeded(_)).double()) - image
-        assert ((change - nearest) * (other - nearest)).sum(2).max() <= 1e-9
-    assert (nearest - (ball.project(image, image + change) - image)).abs().max() > 0.01  # which is another point
-    small = torch.full_like(change, 1e-3)
-    torch.testing.assert_close(nearest_in_the_box(LpBall(1.0, 1.0), image, small), small)
 
 
 @pytest.mark.parametrize("objective", ["loss", "ce", "dlr", "margin", "mask-ce", "mask-ce-balanced", "js"])
