@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from monai_smia.attacks.apgd import APGD
 from monai_smia.attacks.attack import Attack, GradientAttack
+from monai_smia.attacks.auto_attack import AutoAttack
 from monai_smia.attacks.bias_field import BiasField
 from monai_smia.attacks.criteria import Criterion, DiceBelow, Misclassification, Not
 from monai_smia.attacks.cw import CW
@@ -61,6 +62,7 @@ __all__ = [
     "AtIterate",
     "Attack",
     "AttackResult",
+    "AutoAttack",
     "BiasField",
     "BoxesMissed",
     "Chain",
