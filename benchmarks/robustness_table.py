@@ -127,15 +127,15 @@ def trial(steps: int, cases: int | None) -> str:
     return ", ".join(parts if steps == STEPS else [*parts, f"{steps} as number of steps in place of {STEPS}"])
 
 
-def replace_region(text: str, content: str) -> str:
+def replace_region(text: str, content: str, begin: str = BEGIN, end: str = END) -> str:
     """The text with `content` between its two markers.
 
     Raises:
         ValueError: when there isn't one of each, the first before the second.
     """
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise ValueError(f"expected one line {BEGIN!r}, and after it one {END!r}")
-    return text[: text.index(BEGIN) + len(BEGIN)] + "\n" + content.strip() + "\n" + text[text.index(END) :]
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+        raise ValueError(f"expected one line {begin!r}, and after it one {end!r}")
+    return text[: text.index(begin) + len(begin)] + "\n" + content.strip() + "\n" + text[text.index(end) :]
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
