@@ -135,7 +135,7 @@ def test_what_is_measured_is_what_the_network_says_of_the_image() -> None:
 @pytest.mark.peers
 @pytest.mark.parametrize("key", ["pgd", "apgd-ce", "apgd-dlr", "fmn-linf", "fmn-l2"])
 def test_every_contest_runs(key: str) -> None:
-    """On a linear network of three classes, whose margins the budget reaches, ours and every fixed attack turn all cases.
+    """On a linear network of three classes, within the budget, ours and every attack at a fixed budget turn all cases.
 
     foolbox's FMN ends on a linear border without crossing it, which is why ours deviates there.
     """
