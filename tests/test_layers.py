@@ -21,6 +21,7 @@ LAYERS = [
     "transforms",
     "intensity",
     "metrics",
+    "certificates",
     "reports",
     "handlers",
     "engines",

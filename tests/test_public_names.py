@@ -9,6 +9,7 @@ LIST = Path(__file__).with_name("public_names.txt")
 MODULES = [
     "attacks",
     "bundle",
+    "certificates",
     "data",
     "engines",
     "handlers",
