@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -11,8 +11,14 @@ import pandas as pd
 from monai_smia.certificates.rows import SETTINGS
 
 _UNIT = "unit"
-_WORDS = {"certified_accuracy": "certified accuracy", "abstain_rate": "abstentions", "certified_iou": "certified IoU"}
-_WORDS |= {"certified_dice": "certified Dice", "certified": "certified"}
+COLUMNS = {
+    "certified": "certified",
+    "certified_accuracy": "certified accuracy",
+    "certified_dice": "certified Dice",
+    "certified_iou": "certified IoU",
+    "abstain_rate": "abstentions",
+}
+"""Column of the table to what readers see."""
 
 
 def certificate_table(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
@@ -73,8 +79,8 @@ def certificate_markdown(rows: Iterable[Mapping[str, Any]]) -> str:
     rows = list(rows)
     table = certificate_table(rows)
     unit = table[_UNIT][0]
-    values = [name for name in table.columns if name in _WORDS and table[name].notna().any()]
-    head = [f"L2 radius [{unit}]", f"for each voxel at once [{unit}]", "cases", *(_WORDS[name] for name in values)]
+    values = [name for name in COLUMNS if name in table and table[name].notna().any()]
+    head = [f"L2 radius [{unit}]", f"for each voxel at once [{unit}]", "cases", *(COLUMNS[name] for name in values)]
     lines = [_line(head), "|" + "--:|" * len(head)]
     for _, row in table.iterrows():
         sizes = [f"{row[name]:.3g}" for name in ("physical_radius", "per_voxel_radius")]
@@ -85,7 +91,7 @@ def certificate_markdown(rows: Iterable[Mapping[str, Any]]) -> str:
                 "### Certified by randomized smoothing",
                 " ".join(certificate_findings(rows)),
                 "\n".join(lines),
-                _made(rows),
+                how_made(rows),
             ]
         )
         + "\n"
@@ -121,7 +127,8 @@ def certificate_findings(rows: Iterable[Mapping[str, Any]]) -> list[str]:
     return sentences
 
 
-def _made(rows: list[Mapping[str, Any]]) -> str:
+def how_made(rows: Sequence[Mapping[str, Any]]) -> str:
+    """How the certificates were made, and whose decisions they are of."""
     row = rows[0]
     tau = f", tau {row['tau']:g}, {row['correction']} correction over an image" if "tau" in row else ""
     return (

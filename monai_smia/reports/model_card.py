@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from monai_smia.certificates import certificate_markdown
 from monai_smia.reports.budgets import budget_label
 from monai_smia.reports.readout import Estimate, Reading, read_report
 from monai_smia.reports.report import CLEAN, RobustnessReport
@@ -17,7 +18,7 @@ from monai_smia.reports.wording import UNDEFINED, shown
 def report_markdown(
     report: RobustnessReport, about: Mapping[str, str] | None = None, *, reading: Reading | None = None
 ) -> str:
-    """Summary, table and how it was made, in Markdown; the numbers are those of the page.
+    """Summary, table, what is certified and how it was made, in Markdown; the numbers are those of the page.
 
     Args:
         report: what an evaluation gave.
@@ -60,6 +61,8 @@ def report_markdown(
                 f"{len(readout.cases)} cases, with its 95 % bootstrap interval; undefined values are left out. A "
                 "metric without an interval is known over all cases only, and has the value of its worst attack."
             )
+    if report.certificates:
+        parts.append(certificate_markdown(report.certificates).rstrip("\n"))
     parts.append("### How it was made")
     if attacks:
         parts.append(_table(["attack", "budget", "settings, in network units"], attacks, ":--"))

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from monai_smia.reports.files import write_whole
 from monai_smia.reports.page_cases import cases_data, cases_section
+from monai_smia.reports.page_certified import certified_link, certified_section
 from monai_smia.reports.page_html import as_json
 from monai_smia.reports.page_made import findings_section, made_section
 from monai_smia.reports.page_viewer import images_section
@@ -54,9 +55,10 @@ def write_page(
     """Write a report as one HTML file that a browser opens from disk.
 
     In this order: a summary in one or two sentences; every metric without an attack and at worst, with intervals and
-    curves over the budget; a sortable table by case; a viewer for `views`; how it was made; findings. All of it comes
-    from `report`; undefined values are shown as "undefined". The page asks no network for anything, and a policy in it
-    forbids that. A viewer of volumes needs a browser of 2023 or newer.
+    curves over the budget; a sortable table by case; a viewer for `views`; how it was made; findings; what is certified,
+    where `report` has certificates. All of it comes from `report`; undefined values are shown as "undefined". The page asks no
+    network for anything, and a policy in it forbids that. A viewer of volumes needs
+    a browser of 2023 or newer.
 
     Args:
         report: what an evaluation gave.
@@ -94,10 +96,12 @@ def write_page(
         "policy": _policy(style, scripts),
         "title": escape(title),
         "style": style,
-        "links": "".join(f'<li><a href="#{name}">{text}</a></li>' for name, text in SECTIONS.items()),
+        "links": "".join(f'<li><a href="#{name}">{text}</a></li>' for name, text in SECTIONS.items())
+        + certified_link(report.certificates),
         "summary": escape(summary_sentences(readout)),
         "worst": worst_section(readout),
         "cases": cases_section(readout),
+        "certified": certified_section(report.certificates),
         "made": made_section(readout, _versions(), about or {}),
         "findings": findings_section(findings),
         "scripts": "".join(f"<script>{script}</script>" for script in scripts),

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from monai_smia.certificates import certificate_markdown
 from monai_smia.reports.files import write_whole
 from monai_smia.reports.report_reading import read_saved
 
@@ -32,6 +33,7 @@ class RobustnessReport:
             is in `unit`.
         attacks: name to the attack's ``repr``.
         unit: unit of the perturbation sizes.
+        certificates: rows of `monai_smia.certificates.Certificate.to_rows`, where the clean images were certified.
 
     Example:
         >>> report = RobustnessReport({"clean": {"dice": 0.9}, "pgd": {"dice": 0.3}}, (), {"pgd": "PGD(...)"}, "HU")
@@ -46,6 +48,7 @@ class RobustnessReport:
     cases: tuple[dict[str, Any], ...]
     attacks: dict[str, str]
     unit: str
+    certificates: tuple[dict[str, Any], ...] = ()
 
     @classmethod
     def load(cls, folder_or_file: str | Path) -> RobustnessReport:
@@ -96,18 +99,22 @@ class RobustnessReport:
         return pd.DataFrame(list(self.cases))
 
     def to_markdown(self) -> str:
-        """The aggregated table; numbers with four decimals, passes with none."""
+        """The aggregated table, numbers with four decimals and passes with none; then what is certified, if anything."""
         frame = self.to_frame()
         header = ["attack", *map(str, frame.columns)]
         lines = ["| " + " | ".join(header) + " |", "|:--" + "|--:" * len(frame.columns) + "|"]
         for run, row in frame.iterrows():
             cells = [_shown(name, value) for name, value in row.items()]
             lines.append("| " + " | ".join([str(run), *cells]) + " |")
+        if self.certificates:
+            lines += ["", certificate_markdown(self.certificates).rstrip("\n")]
         return "\n".join(lines)
 
     def to_json(self, path: str | Path | None = None, *, overwrite: bool = False) -> str:
         """Everything as JSON text, null for what is not finite; also written to `path` where one is given."""
         content = {"metrics": self.metrics, "attacks": self.attacks, "unit": self.unit, "cases": self.cases}
+        if self.certificates:
+            content["certificates"] = self.certificates
         text = json.dumps(_plain(content), indent=2, allow_nan=False)
         if path is not None:
             write_whole(path, text + "\n", overwrite)
@@ -148,6 +155,8 @@ class RobustnessReport:
     def save(self, folder: str | Path, *, overwrite: bool = False) -> None:
         """Write ``robustness.md``, ``robustness.csv`` (runs), ``cases.csv`` (cases) and ``robustness.json``.
 
+        Where something is certified, ``certificates.csv`` (cases and radii) as well.
+
         Raises:
             FileExistsError: when one of them is there already and `overwrite` is false; nothing is written then.
         """
@@ -157,6 +166,8 @@ class RobustnessReport:
             "cases.csv": self.to_csv,
             "robustness.json": lambda: self.to_json() + "\n",
         }
+        if self.certificates:
+            writers["certificates.csv"] = lambda: pd.DataFrame(list(self.certificates)).to_csv(index=False)
         paths = {Path(folder) / name: write for name, write in writers.items()}
         for path in paths:
             if path.exists() and not overwrite:

@@ -31,6 +31,7 @@ def read_saved(place: str | Path) -> dict[str, Any]:
         "cases": tuple(_restored(content["cases"])),
         "attacks": content["attacks"],
         "unit": content["unit"],
+        "certificates": tuple(_restored(content.get("certificates", []))),
     }
 
 
@@ -62,6 +63,9 @@ def _fault(content: Any) -> str | None:
     for number, row in enumerate(content["cases"]):
         if not (isinstance(row, dict) and {"attack", "case"} <= row.keys()):
             return f"no attack and case in row {number} of the cases"
+    certificates = content.get("certificates", [])
+    if not (isinstance(certificates, list) and all(isinstance(row, dict) and "radius" in row for row in certificates)):
+        return "something else than rows with a radius under 'certificates'"
     return None
 
 
