@@ -29,6 +29,8 @@ def evaluate(
     bounds: Any = None,
     tolerance: float | None = None,
     seed: int = 0,
+    certify: Any = None,
+    certify_samples: int = 1000,
     views: int = 4,
     **more: Any,
 ) -> int:
@@ -43,6 +45,7 @@ def evaluate(
         monai-smia evaluate spleen_ct_segmentation --dataset_dir Task09_Spleen --attacks SMIA,PGD --eps 2HU,5HU
         monai-smia evaluate my_bundle --eps 4/255 --cases 20 --resume
         monai-smia evaluate my_bundle --eps 1% --steps 20 --validate#inferer#overlap 0.5
+        monai-smia evaluate my_bundle --eps 2HU --cases 5 --certify 50HU
 
     Args:
         bundle: folder of the bundle.
@@ -58,7 +61,9 @@ def evaluate(
         device: such as cpu or cuda:0.
         bounds: lowest and highest value of the network's input, such as 0,1, where they cannot be read.
         tolerance: error of a regression from which on an attack succeeded.
-        seed: of the attacks' randomness.
+        seed: of the attacks' randomness, and of the certificates'.
+        certify: noise's standard deviation, such as 20HU, to certify the clean images under; none where not said.
+        certify_samples: noisy copies of each image, each a pass through the network, and a tenth as many before.
         views: how many cases the report shows pictures of.
         more: arguments of attacks (--norm 2) and ids of the bundle's configuration (--validate#inferer#overlap 0.5).
     """
@@ -84,6 +89,7 @@ def evaluate(
             "out": place,
             "resume": resume,
             "seed": seed,
+            "certify": None if certify is None else _certify(certify, certify_samples),
             "views": views,
             "label_names": opened.label_names(),
             "postprocessing": opened.postprocessing(),
@@ -127,6 +133,10 @@ def about(opened: OpenBundle, command: list[str]) -> dict[str, str]:
         words["weights"] = f"{opened.weights_file.name}, SHA-256 {file_checksum(opened.weights_file)}"
     shown = ["monai-smia", *command[1:]]
     return words | {"command": " ".join(map(shlex.quote, shown))}
+
+
+def _certify(sigma: Any, samples: int) -> dict[str, Any]:
+    return {"sigma": sigma, "samples": samples, "first_samples": max(1, samples // 10)}
 
 
 def _told(outcome: Outcome) -> int:

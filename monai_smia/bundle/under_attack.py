@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 from monai_smia.attacks import Attack, Criterion
 from monai_smia.bundle.budget_grid import BudgetGrid, grid_of
 from monai_smia.bundle.cases import as_cases, limited
+from monai_smia.bundle.certifying import check_decides, noise_of
 from monai_smia.bundle.eps import Budget, default_eps, parse_eps
 from monai_smia.bundle.label_free import without_labels
 from monai_smia.bundle.probing import Probe, probe
@@ -76,6 +77,7 @@ def evaluate_under_attack(
     label_key: str = CommonKeys.LABEL,
     mask_key: str | None = None,
     seed: int = 0,
+    certify: Any = None,
     views: int = 4,
     out: str | Path = "under_attack",
     resume: bool = False,
@@ -107,6 +109,8 @@ def evaluate_under_attack(
         modality, value_range: what the bundle's metadata say, as a help for reading the unit.
         label_names: names of the classes, for the report.
         image_key, label_key, mask_key, seed: as in `AttackHandler`.
+        certify: noise to certify the clean images under, such as ``"20HU"``, or a mapping with it as ``"sigma"`` and
+            further arguments of `monai_smia.certificates.certify`; ``None`` for no certificates.
         views: how many cases the report shows pictures of, the worst.
         out: folder of the report.
         resume: go on with a run that was interrupted there.
@@ -143,7 +147,9 @@ def evaluate_under_attack(
         reading = read_intensity(transform, image_key, modality=modality, value_range=value_range)
     if ready is None:  # what is wrong with it is said before anything is computed
         eps = default_eps(reading) if eps is None else parse_eps(_with_unit(eps, unit), reading)
+    certify = noise_of(certify, reading)
     found = probe(evaluator, loss_function, criterion, post, tolerance, image_key, label_key, required=ready is None)
+    check_decides(certify, found.task)
     grid = BudgetGrid(ready or {}, {}, reading)
     if ready is None:
         grid = _grid(attacks, eps, reading, found, bounds, criterion, {"steps": steps, **shared}, options)
@@ -170,6 +176,8 @@ def evaluate_under_attack(
         label_key=label_key,
     )
     settings = {**grid.described(), "seed": str(seed), "data": words["data"], "weights": words.get("weights", "")}
+    if certify is not None:
+        settings["certify"] = str(certify)
     run = CaseByCase(
         evaluator,
         grid.attacks,
@@ -178,6 +186,7 @@ def evaluate_under_attack(
         mask_key=mask_key,
         seed=seed,
         intensity=intensity,
+        certify=certify,
         folder=folder / "progress",
         settings=settings,
         resume=resume,

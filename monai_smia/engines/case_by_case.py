@@ -25,12 +25,16 @@ from monai_smia.engines.metric_state import metrics_of, restore, state_of
 from monai_smia.engines.progress import Progress, read_progress, write_progress
 from monai_smia.engines.records import CaseRecorder, as_named, short_names
 from monai_smia.handlers.batch import attack_batch, batch_seed, case_files
+from monai_smia.handlers.certifying import certify_batch, certify_options
 from monai_smia.intensity import IntensityScale
 from monai_smia.reports import CLEAN, RobustnessReport
 
 Fitted = Callable[[str, Attack, torch.Tensor], Attack]
 """``(name, attack, image) -> attack`` with what depends on the batch, such as an eps relative to each image."""
 
+
+CERTIFIED = "certificates"
+"""Stage and time of what is no run of the evaluator."""
 
 HOPELESS = 3
 """So many first cases that fail alike end a run."""
@@ -60,6 +64,7 @@ class CaseByCase:
         attacks: name to attack.
         image_key, label_key, mask_key, seed: as in `AttackHandler`.
         intensity: physical unit of the network's input, for the report.
+        certify: as in `evaluate_robustness`.
         folder: where the progress is kept (``progress.pt``); ``None`` for nowhere.
         settings: what the run is made of, name to text; a run is resumed only by one of the same settings.
         resume: go on with what `folder` holds.
@@ -83,6 +88,7 @@ class CaseByCase:
         mask_key: str | None = None,
         seed: int = 0,
         intensity: IntensityScale | None = None,
+        certify: Mapping[str, Any] | None = None,
         folder: str | Path | None = None,
         settings: Mapping[str, str] | None = None,
         resume: bool = False,
@@ -96,6 +102,7 @@ class CaseByCase:
         self.image_key, self.label_key, self.mask_key = image_key, label_key, mask_key
         self.seed = seed
         self.intensity = intensity
+        self.certify = certify_options(certify, self.attacks)
         self.file = None if folder is None else Path(folder) / "progress.pt"
         self.settings = dict(settings or {})
         self.fitted = fitted
@@ -147,6 +154,7 @@ class CaseByCase:
         """The report of what is done."""
         recorder = CaseRecorder(self.image_key, self.intensity)
         recorder.names, recorder.rows = self.state.names, self.state.rows
+        recorder.certificates = self.state.certificates
         runs = (CLEAN, *self.attacks)
         metrics = {run: self.state.metrics.get(run, {}) for run in runs}
         return recorder.report(metrics, {run: self.state.details.get(run, {}) for run in runs}, self.attacks)
@@ -198,6 +206,9 @@ class CaseByCase:
             for run in (CLEAN, *self.attacks):
                 started = time.perf_counter()
                 kept[run] = (*self._run(run, batch, planned.number, recorder), time.perf_counter() - started)
+            run, started = CERTIFIED, time.perf_counter()
+            certificates = self._certified(batch, names)
+            certifying = time.perf_counter() - started
         except Exception as error:
             for watcher in self.watchers:
                 watcher.drop()
@@ -206,6 +217,9 @@ class CaseByCase:
         for run, (metrics, details, states, seconds) in kept.items():
             self.state.metrics[run], self.state.details[run], self.state.states[run] = metrics, details, states
             self.state.seconds[run] = self.state.seconds.get(run, 0.0) + seconds
+        self.state.certificates += certificates
+        if certificates:
+            self.state.seconds[CERTIFIED] = self.state.seconds.get(CERTIFIED, 0.0) + certifying
         for run, rows in recorder.rows.items():
             self.state.rows.setdefault(run, []).extend(rows)
         for watcher in self.watchers:
@@ -265,6 +279,22 @@ class CaseByCase:
             watcher.saw(run, seen["batch"], seen["output"], seen.get("forward"), seen.get("result"))
         states = [state_of(metric) for metric in self._metrics]
         return dict(evaluator.state.metrics), dict(getattr(evaluator.state, "metric_details", {})), states
+
+    def _certified(self, batch: Any, names: Sequence[str]) -> list[dict[str, Any]]:
+        """Rows of what is certain about the clean images of the batch."""
+        if self.certify is None:
+            return []
+        self._bar.set_postfix_str(CERTIFIED)
+        return certify_batch(
+            self.evaluator,
+            batch,
+            self.certify,
+            names,
+            image_key=self.image_key,
+            seed=self.seed,
+            intensity=self.intensity,
+            progress=self.progress,
+        )
 
     def _attacked(self, run: str, engine: Any) -> tuple[Any, AttackResult]:
         batch, attack = engine.state.batch, self.attacks[run]

@@ -27,6 +27,7 @@ class Progress:
         metrics, details: run to what the evaluator's metrics say.
         states: run to what the evaluator's metrics accumulated.
         failures: cases that failed.
+        certificates: rows of what was certified, by the cases' files.
         seconds: run to the time spent in it.
     """
 
@@ -38,6 +39,7 @@ class Progress:
     states: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     failures: list[Failure] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
+    certificates: list[dict[str, Any]] = field(default_factory=list)
 
 
 def write_progress(file: Path, progress: Progress, settings: Mapping[str, str]) -> None:

@@ -55,10 +55,11 @@ class CaseRecorder:
         self.intensity = intensity
         self.names: list[str] = []
         self.rows: dict[str, list[dict[str, Any]]] = {}
+        self.certificates: list[dict[str, Any]] = []
 
     def reset(self) -> None:
         """Forget the last evaluation."""
-        self.names, self.rows = [], {}
+        self.names, self.rows, self.certificates = [], {}, []
 
     def begin_batch(self, batch: Any) -> None:
         """Note the cases of the next batch."""
@@ -107,7 +108,10 @@ class CaseRecorder:
             for i, (name, row) in enumerate(zip(short_names(self.names), rows, strict=True)):
                 cases.append({"attack": run, "case": name, **_of_case(details[run], i, len(self.names)), **row})
         unit = "network units" if self.intensity is None else self.intensity.unit
-        return RobustnessReport(metrics, tuple(cases), {name: repr(attack) for name, attack in attacks.items()}, unit)
+        described = {name: repr(attack) for name, attack in attacks.items()}
+        short = dict(zip(self.names, short_names(self.names), strict=True))
+        certificates = tuple({**row, "case": short[row["case"]]} for row in self.certificates)
+        return RobustnessReport(metrics, tuple(cases), described, unit, certificates)
 
 
 def short_names(files: list[str]) -> list[str]:

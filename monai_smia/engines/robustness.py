@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from monai_smia.attacks import Attack
 from monai_smia.engines.guards import beside_the_clean, refuse_savers, without_handlers
 from monai_smia.engines.records import CaseRecorder, as_named
 from monai_smia.handlers.attack_handler import AttackHandler
+from monai_smia.handlers.certifying import certify_batch, certify_options
 from monai_smia.intensity import IntensityScale
 from monai_smia.reports import CLEAN, RobustnessReport
 
@@ -30,6 +32,7 @@ def evaluate_robustness(
     mask_key: str | None = None,
     seed: int = 0,
     intensity: IntensityScale | None = None,
+    certify: Mapping[str, Any] | None = None,
     progress: bool = True,
 ) -> RobustnessReport:
     """Run the evaluator once clean and once under each attack, and put the metrics of all runs side by side.
@@ -44,6 +47,9 @@ def evaluate_robustness(
         attacks: name to attack, or a sequence of attacks, named by class.
         image_key, label_key, mask_key, seed: as in `AttackHandler`.
         intensity: physical unit of the network's input, for the report.
+        certify: arguments of `monai_smia.certificates.certify`, such as ``{"sigma": 0.25, "samples": 1000}``; every
+            clean image is certified in the clean run, through the same inferer, and the report has the rows. Loss and
+            activation are those of the attacks, if nothing else is said. ``None`` for no certificates.
         progress: show a bar over runs and batches.
 
     Returns:
@@ -61,6 +67,7 @@ def evaluate_robustness(
             print(report.to_markdown())
     """
     named = as_named(attacks)
+    options = certify_options(certify, named)
     savers = refuse_savers(evaluator)
     recorder = CaseRecorder(image_key, intensity)
     handlers = {
@@ -75,7 +82,17 @@ def evaluate_robustness(
         with tqdm(total=total or None, desc="robustness", disable=not progress) as bar:
             for run in (CLEAN, *named):
                 bar.set_postfix_str(run)
-                _run(evaluator, run, handlers.get(run), recorder, bar, savers)
+                certifying = None
+                if run == CLEAN and options is not None:
+                    certifying = functools.partial(
+                        certify_batch,
+                        options=options,
+                        image_key=image_key,
+                        seed=seed,
+                        intensity=intensity,
+                        progress=progress,
+                    )
+                _run(evaluator, run, handlers.get(run), recorder, bar, savers, certifying)
                 metrics[run] = dict(evaluator.state.metrics)
                 details[run] = copy.copy(evaluator.state.metric_details)
                 if run == CLEAN:
@@ -89,18 +106,27 @@ def evaluate_robustness(
 
 
 def _run(
-    evaluator: Any, run: str, handler: AttackHandler | None, recorder: CaseRecorder, bar: Any, savers: list[Any]
+    evaluator: Any,
+    run: str,
+    handler: AttackHandler | None,
+    recorder: CaseRecorder,
+    bar: Any,
+    savers: list[Any],
+    certifying: Any = None,
 ) -> None:
     """One run of the evaluator, clean where there is no handler, with what records it attached and taken off again."""
     clean: list[Any] = []
 
     def keep_clean(engine: Any) -> None:
         batch = engine.state.batch
-        clean[:] = [batch[recorder.image_key] if isinstance(batch, dict) else batch[0]]
+        clean[:] = [batch[recorder.image_key] if isinstance(batch, dict) else batch[0], batch]
 
     def record(engine: Any) -> None:
         if handler is None:
+            first = len(recorder.names)
             recorder.begin_batch(engine.state.batch)
+            if certifying is not None:
+                recorder.certificates += certifying(engine, clean[1], names=recorder.names[first:])
         else:
             recorder.check_batch(run, engine.state.batch)
             recorder.add(run, clean[0], engine.state.attack_result)

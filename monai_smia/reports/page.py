@@ -55,10 +55,10 @@ def write_page(
     """Write a report as one HTML file that a browser opens from disk.
 
     In this order: a summary in one or two sentences; every metric without an attack and at worst, with intervals and
-    curves over the budget; a sortable table by case; a viewer for `views`; how it was made; findings; what is certified,
-    where `report` has certificates. All of it comes from `report`; undefined values are shown as "undefined". The page asks no
-    network for anything, and a policy in it forbids that. A viewer of volumes needs
-    a browser of 2023 or newer.
+    curves over the budget; a sortable table by case; a viewer for `views`; how it was made; findings; what is
+    certified, where `report` has certificates. All of it comes from `report`; undefined values are shown as
+    "undefined". The page asks no network for anything, and a policy in it forbids that. A viewer of volumes needs a
+    browser of 2023 or newer.
 
     Args:
         report: what an evaluation gave.

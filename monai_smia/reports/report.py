@@ -99,7 +99,7 @@ class RobustnessReport:
         return pd.DataFrame(list(self.cases))
 
     def to_markdown(self) -> str:
-        """The aggregated table, numbers with four decimals and passes with none; then what is certified, if anything."""
+        """The aggregated table, numbers with four decimals, passes with none; then what is certified, if anything."""
         frame = self.to_frame()
         header = ["attack", *map(str, frame.columns)]
         lines = ["| " + " | ".join(header) + " |", "|:--" + "|--:" * len(frame.columns) + "|"]

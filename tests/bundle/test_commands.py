@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 from bundle_layouts import hashes, save_data, save_weights
+from scipy.stats import norm
 
 from monai_smia.bundle import evaluate_under_attack, open_bundle
 from monai_smia.bundle.commands import main
@@ -118,6 +119,31 @@ def test_what_is_written(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyP
     (out / "report.html").unlink()
     assert run(tmp_path, monkeypatch, "report", str(out)) == 0
     assert {path: path.read_bytes() for path in out.rglob("*.html")} == before
+
+
+def test_certificates_beside_the_attacks(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The network of this bundle decides at 0.5 of each pixel: the smoothed one decides the same."""
+    root = made(bundle_layouts.standard, tmp_path)
+    arguments = ("evaluate", str(root), *PGD, "--eps", UNIT.format(3), "--dataset_dir", str(data))
+    certified = ("--certify", UNIT.format(10), "--certify_samples", "200")
+    assert run(tmp_path, monkeypatch, *arguments, *certified, "--cases", "2", "--out", "out") == 0
+    report = RobustnessReport.load(tmp_path / "out")
+    assert [row["case"] for row in report.certificates] == ["case_0.nii.gz", "case_1.nii.gz"]
+    for row in report.certificates:
+        assert row["unit"] == "intensity"
+        assert row["physical_sigma"] == pytest.approx(10)
+        assert row["physical_radius"] == pytest.approx(10 * norm.ppf(0.75))
+        assert (row["samples"], row["first_samples"]) == (200, 20)
+        assert 0 < row["certified_accuracy"] <= 1
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert '<section id="certified"' in page
+    assert "### Certified by randomized smoothing" in (tmp_path / "out" / "report.md").read_text()
+    before = page
+    (tmp_path / "out" / "report.html").unlink()
+    assert run(tmp_path, monkeypatch, "report", "out") == 0
+    assert (tmp_path / "out" / "report.html").read_text() == before
+    other = ("--certify", UNIT.format(5), "--certify_samples", "200")
+    assert run(tmp_path, monkeypatch, *arguments, *other, "--cases", "2", "--out", "out", "--resume") == 2
 
 
 def test_cases_and_ids_are_chosen_on_the_command_line(
