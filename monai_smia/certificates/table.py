@@ -118,11 +118,13 @@ def certificate_findings(rows: Iterable[Mapping[str, Any]]) -> list[str]:
             known.append(f"{_shown(row['certified_accuracy'])} of the decisions are right and certified")
         else:
             known.append(f"{_shown(row['certified'])} of the decisions are certified")
+        known.append(f"the smoothed network abstains from {_shown(row['abstain_rate'])} of them")
         if "certified_dice" in table and pd.notna(row["certified_dice"]):
             known.append(f"the mean Dice cannot fall under {_shown(row['certified_dice'])}")
         sentences.append(
             f"Smoothed with noise of standard deviation {rows[0]['physical_sigma']:.3g} {row[_UNIT]}, against every "
-            f"change of an L2 norm up to {size} over the image ({voxel} in each voxel at once): {', and '.join(known)}."
+            f"change of an L2 norm up to {size} over the image ({voxel} in each voxel at once): "
+            f"{', '.join(known[:-1])} and {known[-1]}."
         )
     return sentences
 

@@ -72,7 +72,9 @@ def test_a_classifier_in_a_table() -> None:
     assert [row["prediction"] for row in rows] == [1, 1, 0, ABSTAIN]
     assert [row["p_lower"] for row in rows] == certificate.p_lower.tolist()
     assert "certified_accuracy" not in rows[0]
-    assert certificate_findings(rows)[0].endswith("0.750 of the decisions are certified.")
+    assert certificate_findings(rows)[0].endswith(
+        "0.750 of the decisions are certified and the smoothed network abstains from 0.250 of them."
+    )
 
 
 def test_sentences_and_markdown_say_the_numbers() -> None:
@@ -83,7 +85,8 @@ def test_sentences_and_markdown_say_the_numbers() -> None:
     assert sentence == (
         "Smoothed with noise of standard deviation 350 HU, against every change of an L2 norm up to 236 HU over the "
         f"image (29.5 HU in each voxel at once): {row['certified_accuracy']:.3f} of the decisions are right and "
-        f"certified, and the mean Dice cannot fall under {row['certified_dice']:.3f}."
+        f"certified, the smoothed network abstains from {row['abstain_rate']:.3f} of them and the mean Dice cannot "
+        f"fall under {row['certified_dice']:.3f}."
     )
     lines = certificate_markdown(rows).splitlines()
     assert lines[0] == "### Certified by randomized smoothing"
