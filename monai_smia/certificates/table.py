@@ -84,7 +84,7 @@ def certificate_markdown(rows: Iterable[Mapping[str, Any]]) -> str:
     lines = [_line(head), "|" + "--:|" * len(head)]
     for _, row in table.iterrows():
         sizes = [f"{row[name]:.3g}" for name in ("physical_radius", "per_voxel_radius")]
-        lines.append(_line([*sizes, str(row["cases"]), *(_shown(row[name]) for name in values)]))
+        lines.append(_line([*sizes, str(row["cases"]), *(_in_digits(row[name]) for name in values)]))
     return (
         "\n\n".join(
             [
@@ -115,12 +115,12 @@ def certificate_findings(rows: Iterable[Mapping[str, Any]]) -> list[str]:
         voxel = f"{row['per_voxel_radius']:.3g} {row[_UNIT]}"
         known = []
         if "certified_accuracy" in table:
-            known.append(f"{_shown(row['certified_accuracy'])} of the decisions are right and certified")
+            known.append(f"{_in_digits(row['certified_accuracy'])} of the decisions are right and certified")
         else:
-            known.append(f"{_shown(row['certified'])} of the decisions are certified")
-        known.append(f"the smoothed network abstains from {_shown(row['abstain_rate'])} of them")
+            known.append(f"{_in_digits(row['certified'])} of the decisions are certified")
+        known.append(f"the smoothed network abstains from {_in_digits(row['abstain_rate'])} of them")
         if "certified_dice" in table and pd.notna(row["certified_dice"]):
-            known.append(f"the mean Dice cannot fall under {_shown(row['certified_dice'])}")
+            known.append(f"the mean Dice cannot fall under {_in_digits(row['certified_dice'])}")
         sentences.append(
             f"Smoothed with noise of standard deviation {rows[0]['physical_sigma']:.3g} {row[_UNIT]}, against every "
             f"change of an L2 norm up to {size} over the image ({voxel} in each voxel at once): "
@@ -141,7 +141,7 @@ def how_made(rows: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def _shown(value: float) -> str:
+def _in_digits(value: float) -> str:
     return "undefined" if pd.isna(value) else f"{value:.3f}"
 
 
