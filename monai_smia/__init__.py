@@ -7,7 +7,20 @@ Importing the package loads its components, so that MONAI's configuration files 
 
 from __future__ import annotations
 
-from monai_smia import attacks, bundle, engines, handlers, inferers, intensity, losses, metrics, reports, transforms
+from monai_smia import (
+    attacks,
+    bundle,
+    doctor,
+    engines,
+    handlers,
+    inferers,
+    intensity,
+    losses,
+    metrics,
+    reports,
+    transforms,
+)
+from monai_smia.doctor import diagnose
 from monai_smia.engines import AttackEvaluator, RobustTrainer, evaluate_robustness
 from monai_smia.handlers import AttackHandler
 from monai_smia.inferers import GradientSlidingWindowInferer
@@ -25,6 +38,8 @@ __all__ = [
     "RobustnessReport",
     "attacks",
     "bundle",
+    "diagnose",
+    "doctor",
     "engines",
     "evaluate_robustness",
     "handlers",

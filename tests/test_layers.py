@@ -23,6 +23,7 @@ LAYERS = [
     "metrics",
     "certificates",
     "reports",
+    "doctor",
     "handlers",
     "engines",
     "data",

@@ -11,6 +11,7 @@ MODULES = [
     "bundle",
     "certificates",
     "data",
+    "doctor",
     "engines",
     "handlers",
     "inferers",

@@ -32,6 +32,7 @@ def evaluate(
     certify: Any = None,
     certify_samples: int = 1000,
     views: int = 4,
+    no_doctor: bool = False,
     **more: Any,
 ) -> int:
     """Evaluate a MONAI bundle clean and under attack, and write a report.
@@ -65,6 +66,7 @@ def evaluate(
         certify: noise's standard deviation, such as 20HU, to certify the clean images under; none where not said.
         certify_samples: noisy copies of each image, each a pass through the network, and a tenth as many before.
         views: how many cases the report shows pictures of.
+        no_doctor: do not look for reasons to distrust the numbers.
         more: arguments of attacks (--norm 2) and ids of the bundle's configuration (--validate#inferer#overlap 0.5).
     """
     fields = {field for fields in known_attacks().values() for field in fields}
@@ -91,6 +93,7 @@ def evaluate(
             "seed": seed,
             "certify": None if certify is None else _certify(certify, certify_samples),
             "views": views,
+            "diagnose": not no_doctor,
             "label_names": opened.label_names(),
             "postprocessing": opened.postprocessing(),
             "about": about(opened, sys.argv),
@@ -142,6 +145,8 @@ def _certify(sigma: Any, samples: int) -> dict[str, Any]:
 def _told(outcome: Outcome) -> int:
     """Print what a person wants to know; the exit status."""
     print(outcome.report.to_markdown())
+    if outcome.report.findings == ():
+        print("\nThe checks of the attacks' strength found nothing to object to.")
     print(f"\nReport: {outcome.page}")
     for failure in outcome.failures:
         print(f"failed: {failure.case} ({failure.stage}): {failure.error}", file=sys.stderr)

@@ -81,6 +81,7 @@ def evaluate_under_attack(
     views: int = 4,
     out: str | Path = "under_attack",
     resume: bool = False,
+    diagnose: bool = True,
     about: Mapping[str, str] | None = None,
     title: str = "Robustness to adversarial attacks",
     progress: bool = True,
@@ -114,6 +115,7 @@ def evaluate_under_attack(
         views: how many cases the report shows pictures of, the worst.
         out: folder of the report.
         resume: go on with a run that was interrupted there.
+        diagnose: look for reasons not to believe the numbers, see `monai_smia.diagnose`; they stand in the report.
         about: further rows of "How it was made".
         title: of the page.
         progress: show a bar, and say what was found.
@@ -193,9 +195,10 @@ def evaluate_under_attack(
         fitted=grid.fitted,
         prepare=prepare,
         watchers=[keeper],
+        diagnose=diagnose,
         progress=progress,
     )
-    report = dataclasses.replace(run.run(), attacks=grid.described())
+    report = run.concluded(dataclasses.replace(run.run(), attacks=grid.described()))
     if not run.state.names:
         raise RuntimeError(_nothing(run.failures))
     words |= {f"seconds in {name}": f"{seconds:.1f}" for name, seconds in run.state.seconds.items()}
@@ -275,7 +278,7 @@ def _words(
     words = dict(about or {})
     if found.task is not None:
         words["task"] = f"{found.task.kind}, {found.task.activation} head"
-        words["loss"] = " ".join(found.task.said)
+        words["loss"] = " ".join(found.task.said).removeprefix("Loss: ")
     if grid.reading.said:
         words["intensity"] = grid.reading.said
     if found.label_free:

@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 
 from monai_smia.attacks import Attack, AttackResult
 from monai_smia.engines.batches import Failure, Planned, count, plan
+from monai_smia.engines.diagnosis import concluded, doubted, examined
 from monai_smia.engines.guards import RECORDING, loaders, refuse_savers, without_handlers, without_saving_images
 from monai_smia.engines.metric_state import metrics_of, restore, state_of
 from monai_smia.engines.progress import Progress, read_progress, write_progress
@@ -71,6 +72,8 @@ class CaseByCase:
         fitted: gives an attack what depends on the batch.
         prepare: a batch to the batch that is evaluated, such as one with labels made of the clean prediction.
         watchers: see every run.
+        diagnose: look for reasons not to believe the numbers, on the network with the first batch that is evaluated
+            and in the report, see `monai_smia.doctor`.
         progress: show a bar with the cases, the attack and the time left.
 
     Raises:
@@ -95,6 +98,7 @@ class CaseByCase:
         fitted: Fitted | None = None,
         prepare: Callable[[Any], Any] | None = None,
         watchers: Sequence[Watcher] = (),
+        diagnose: bool = True,
         progress: bool = True,
     ) -> None:
         self.evaluator = evaluator
@@ -108,6 +112,8 @@ class CaseByCase:
         self.fitted = fitted
         self.prepare = prepare
         self.watchers = tuple(watchers)
+        self.diagnose = diagnose
+        self._examined: AttackResult | None = None
         self.progress = progress
         refuse_savers(evaluator)
         self._weights = loaders(evaluator)
@@ -157,7 +163,12 @@ class CaseByCase:
         recorder.certificates = self.state.certificates
         runs = (CLEAN, *self.attacks)
         metrics = {run: self.state.metrics.get(run, {}) for run in runs}
-        return recorder.report(metrics, {run: self.state.details.get(run, {}) for run in runs}, self.attacks)
+        details = {run: self.state.details.get(run, {}) for run in runs}
+        return self.concluded(recorder.report(metrics, details, self.attacks))
+
+    def concluded(self, report: RobustnessReport) -> RobustnessReport:
+        """A report of what is done with what the doctor finds in it and has found on the network."""
+        return concluded(report, tuple(self.state.findings or ())) if self.diagnose else report
 
     def _give_up(self) -> None:
         """Stop where nothing but the same error has come, be its numbers each case's own."""
@@ -203,9 +214,10 @@ class CaseByCase:
         try:
             if self.prepare is not None:
                 batch = self.prepare(batch)
+            chosen = self._doubted(batch)
             for run in (CLEAN, *self.attacks):
                 started = time.perf_counter()
-                kept[run] = (*self._run(run, batch, planned.number, recorder), time.perf_counter() - started)
+                kept[run] = (*self._run(run, batch, planned.number, recorder, chosen), time.perf_counter() - started)
             run, started = CERTIFIED, time.perf_counter()
             certificates = self._certified(batch, names)
             certifying = time.perf_counter() - started
@@ -224,9 +236,43 @@ class CaseByCase:
             self.state.rows.setdefault(run, []).extend(rows)
         for watcher in self.watchers:
             watcher.keep(names, recorder)
+        if self.diagnose and self.state.findings is None:
+            self._examine(batch, chosen)
         return None
 
-    def _run(self, run: str, batch: Any, number: int, recorder: CaseRecorder) -> tuple[Any, Any, Any]:
+    def _doubted(self, batch: Any) -> tuple[str, Attack] | None:
+        """The attack that the doctor examines with this batch."""
+        if not self.diagnose or self.state.findings is not None:
+            return None
+        image = batch[self.image_key] if isinstance(batch, dict) else batch[0]
+        attacks = {
+            name: attack if self.fitted is None else self.fitted(name, attack, image)
+            for name, attack in self.attacks.items()
+        }
+        name = doubted(attacks)
+        return None if name is None else (name, attacks[name])
+
+    def _examine(self, batch: Any, chosen: tuple[str, Attack] | None) -> None:
+        """The doctor's findings on this batch, to the state."""
+        self._bar.set_postfix_str("doctor")
+        started = time.perf_counter()
+        adversarial = None if self._examined is None else self._examined.adversarial
+        found = examined(
+            self.evaluator,
+            None if chosen is None else chosen[1],
+            batch,
+            adversarial,
+            image_key=self.image_key,
+            mask_key=self.mask_key,
+            progress=self.progress,
+        )
+        self._examined = None
+        self.state.findings = list(found)
+        self.state.seconds["doctor"] = time.perf_counter() - started
+
+    def _run(
+        self, run: str, batch: Any, number: int, recorder: CaseRecorder, chosen: tuple[str, Attack] | None
+    ) -> tuple[Any, Any, Any]:
         """One run of one batch; what the metrics say and have accumulated afterwards."""
         evaluator, seen = self.evaluator, dict[str, Any]()
 
@@ -275,6 +321,8 @@ class CaseByCase:
                     del evaluator._event_handlers[event]
         if run != CLEAN:
             recorder.add(run, seen["clean"], seen["result"])
+            if chosen is not None and run == chosen[0]:
+                self._examined = seen["result"]
         for watcher in self.watchers:
             watcher.saw(run, seen["batch"], seen["output"], seen.get("forward"), seen.get("result"))
         states = [state_of(metric) for metric in self._metrics]

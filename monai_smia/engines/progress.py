@@ -14,6 +14,7 @@ import torch
 from monai_smia.engines.batches import Failure
 from monai_smia.engines.metric_state import from_file, to_file
 from monai_smia.reports.files import write_whole
+from monai_smia.reports.finding import Finding
 
 
 @dataclass
@@ -29,6 +30,7 @@ class Progress:
         failures: cases that failed.
         certificates: rows of what was certified, by the cases' files.
         seconds: run to the time spent in it.
+        findings: what the doctor found on the first batch; ``None`` where it was not asked yet.
     """
 
     done: list[int] = field(default_factory=list)
@@ -40,11 +42,13 @@ class Progress:
     failures: list[Failure] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     certificates: list[dict[str, Any]] = field(default_factory=list)
+    findings: list[Finding] | None = None
 
 
 def write_progress(file: Path, progress: Progress, settings: Mapping[str, str]) -> None:
     """Replace the file, whole or not at all."""
     values = {**vars(progress), "failures": [asdict(failure) for failure in progress.failures]}
+    values["findings"] = None if progress.findings is None else [asdict(finding) for finding in progress.findings]
     buffer = io.BytesIO()
     torch.save({"settings": dict(settings), "progress": to_file(values)}, buffer)
     write_whole(file, buffer.getvalue(), overwrite=True)
@@ -76,4 +80,6 @@ def read_progress(file: Path, settings: Mapping[str, str], resume: bool) -> Prog
                 f"resume: the earlier run had {name} = {old.get(name)}; expected the same, got {settings.get(name)}"
             )
     values = from_file(stored["progress"])
+    found = values.get("findings")
+    values["findings"] = None if found is None else [Finding(**finding) for finding in found]
     return Progress(**{**values, "failures": [Failure(**failure) for failure in values["failures"]]})

@@ -13,6 +13,7 @@ from monai.utils import CommonKeys
 from tqdm.auto import tqdm
 
 from monai_smia.attacks import Attack
+from monai_smia.engines.diagnosis import concluded, doubted, examined
 from monai_smia.engines.guards import beside_the_clean, refuse_savers, without_handlers
 from monai_smia.engines.records import CaseRecorder, as_named
 from monai_smia.handlers.attack_handler import AttackHandler
@@ -33,6 +34,7 @@ def evaluate_robustness(
     seed: int = 0,
     intensity: IntensityScale | None = None,
     certify: Mapping[str, Any] | None = None,
+    diagnose: bool = True,
     progress: bool = True,
 ) -> RobustnessReport:
     """Run the evaluator once clean and once under each attack, and put the metrics of all runs side by side.
@@ -50,10 +52,12 @@ def evaluate_robustness(
         certify: arguments of `monai_smia.certificates.certify`, such as ``{"sigma": 0.25, "samples": 1000}``; every
             clean image is certified in the clean run, through the same inferer, and the report has the rows. Loss and
             activation are those of the attacks, if nothing else is said. ``None`` for no certificates.
+        diagnose: look for reasons not to believe the numbers: `monai_smia.diagnose` on the first batch and
+            `monai_smia.doctor.diagnose_report` on the report.
         progress: show a bar over runs and batches.
 
     Returns:
-        The metrics of every run, aggregated and per case.
+        The metrics of every run, aggregated and per case, with what was found.
 
     Raises:
         ValueError: when a `CheckpointSaver` is attached, which would take an adversarial metric for a new best one;
@@ -77,6 +81,8 @@ def evaluate_robustness(
         for name, attack in named.items()
     }
     metrics, details, kept = {}, {}, {}
+    chosen = doubted(named) if diagnose else None
+    first: list[Any] = []
     total = (len(named) + 1) * (evaluator.state.epoch_length or 0)
     try:
         with tqdm(total=total or None, desc="robustness", disable=not progress) as bar:
@@ -92,7 +98,8 @@ def evaluate_robustness(
                         intensity=intensity,
                         progress=progress,
                     )
-                _run(evaluator, run, handlers.get(run), recorder, bar, savers, certifying)
+                watched = first if run == chosen else None
+                _run(evaluator, run, handlers.get(run), recorder, bar, savers, watched, certifying)
                 metrics[run] = dict(evaluator.state.metrics)
                 details[run] = copy.copy(evaluator.state.metric_details)
                 if run == CLEAN:
@@ -102,7 +109,13 @@ def evaluate_robustness(
             setattr(evaluator.state, name, value)
         for name in ("attack_result", "attacked"):
             vars(evaluator.state).pop(name, None)
-    return recorder.report(metrics, details, named)
+    report = recorder.report(metrics, details, named)
+    if not diagnose:
+        return report
+    attack = None if chosen is None else named[chosen]
+    batch, adversarial = first or (None, None)
+    keys: dict[str, Any] = {"image_key": image_key, "mask_key": mask_key, "progress": progress}
+    return concluded(report, examined(evaluator, attack, batch, adversarial, **keys))
 
 
 def _run(
@@ -112,24 +125,32 @@ def _run(
     recorder: CaseRecorder,
     bar: Any,
     savers: list[Any],
+    first: list[Any] | None,
     certifying: Any = None,
 ) -> None:
-    """One run of the evaluator, clean where there is no handler, with what records it attached and taken off again."""
+    """One run of the evaluator, clean where there is no handler, with what records it attached and taken off again.
+
+    Into `first`, where it is given, go the first batch, clean, and what became of its image.
+    """
     clean: list[Any] = []
+    batches: list[Any] = []
 
     def keep_clean(engine: Any) -> None:
         batch = engine.state.batch
-        clean[:] = [batch[recorder.image_key] if isinstance(batch, dict) else batch[0], batch]
+        clean[:] = [batch[recorder.image_key] if isinstance(batch, dict) else batch[0]]
+        batches[:] = [batch]
 
     def record(engine: Any) -> None:
         if handler is None:
-            first = len(recorder.names)
+            known = len(recorder.names)
             recorder.begin_batch(engine.state.batch)
             if certifying is not None:
-                recorder.certificates += certifying(engine, clean[1], names=recorder.names[first:])
+                recorder.certificates += certifying(engine, batches[0], names=recorder.names[known:])
         else:
             recorder.check_batch(run, engine.state.batch)
             recorder.add(run, clean[0], engine.state.attack_result)
+            if first == []:
+                first.extend((batches[0], engine.state.attack_result.adversarial))
         bar.update()
 
     evaluator.add_event_handler(Events.ITERATION_STARTED, keep_clean)

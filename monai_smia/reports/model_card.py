@@ -9,6 +9,7 @@ from typing import Any
 
 from monai_smia.certificates import certificate_markdown
 from monai_smia.reports.budgets import budget_label
+from monai_smia.reports.finding import headline
 from monai_smia.reports.readout import Estimate, Reading, read_report
 from monai_smia.reports.report import CLEAN, RobustnessReport
 from monai_smia.reports.summary_text import summary_sentences
@@ -52,7 +53,11 @@ def report_markdown(
         [run, budget_label(budget, report.unit), f"`{report.attacks.get(run, UNDEFINED)}`"]
         for run, budget in readout.budgets.items()
     ]
-    parts = ["## Adversarial robustness", _escaped(summary_sentences(readout))]
+    parts = ["## Adversarial robustness"]
+    found = headline(report.findings)
+    if found is not None:
+        parts += [f"**{_escaped(found)}**", "\n".join(f"- {_escaped(str(one))}" for one in report.findings or ())]
+    parts.append(_escaped(summary_sentences(readout)))
     if rows:
         parts.append(_table(head, rows, "--:"))
         if readout.cases:
@@ -61,6 +66,8 @@ def report_markdown(
                 f"{len(readout.cases)} cases, with its 95 % bootstrap interval; undefined values are left out. A "
                 "metric without an interval is known over all cases only, and has the value of its worst attack."
             )
+    if report.findings == ():
+        parts.append("The checks of the attacks' strength found nothing to object to.")
     if report.certificates:
         parts.append(certificate_markdown(report.certificates).rstrip("\n"))
     parts.append("### How it was made")

@@ -17,7 +17,7 @@ from monai_smia.reports.files import write_whole
 from monai_smia.reports.page_cases import cases_data, cases_section
 from monai_smia.reports.page_certified import certified_link, certified_section
 from monai_smia.reports.page_html import as_json
-from monai_smia.reports.page_made import findings_section, made_section
+from monai_smia.reports.page_made import findings_section, made_section, verdict_html
 from monai_smia.reports.page_viewer import images_section
 from monai_smia.reports.page_worst import worst_section
 from monai_smia.reports.readout import Reading, read_report
@@ -68,7 +68,7 @@ def write_page(
         about: further rows of "How it was made", such as seed, hardware, checksum of the data and command.
         title: heading.
         findings: what checks of the evaluation found (gradient masking, non-finite gradients); empty for nothing, and
-            ``None`` where none was run.
+            ``None`` takes those of `report`, which may be that none was run.
         reading: first metric, names of structures, patients; ``None`` for the defaults of `Reading`.
         limit: most bytes that the file may have.
         overwrite: whether an existing file may be replaced.
@@ -90,6 +90,8 @@ def write_page(
     if path.exists() and not overwrite:
         raise FileExistsError(f"file: {path} exists; expected a new file, or overwrite=True")
     readout = read_report(report, reading)
+    if findings is None and report.findings is not None:
+        findings = [str(finding) for finding in report.findings]
     style = _asset("page.css")
     scripts = [_asset(name) for name in _SCRIPTS]
     parts = {
@@ -104,6 +106,7 @@ def write_page(
         "certified": certified_section(report.certificates),
         "made": made_section(readout, _versions(), about or {}),
         "findings": findings_section(findings),
+        "verdict": verdict_html(report, findings),
         "scripts": "".join(f"<script>{script}</script>" for script in scripts),
     }
     cases = as_json(cases_data(readout))

@@ -9,8 +9,10 @@ from html import escape
 from typing import Any
 
 from monai_smia.reports.budgets import budget_label
+from monai_smia.reports.finding import headline
 from monai_smia.reports.page_html import size_html, table, value_html
 from monai_smia.reports.readout import Readout
+from monai_smia.reports.report import RobustnessReport
 from monai_smia.reports.wording import UNDEFINED
 
 
@@ -44,6 +46,12 @@ def findings_section(findings: Sequence[str] | None) -> str:
     if not findings:
         return "<p>The checks that were run found nothing to object to.</p>"
     return "<ul>" + "".join(f"<li>{escape(finding)}</li>" for finding in findings) + "</ul>"
+
+
+def verdict_html(report: RobustnessReport, findings: Sequence[str] | None) -> str:
+    """What was found, in one line for the top of the page; nothing where nothing was."""
+    said = headline(report.findings) or ("The checks objected to something; see the findings." if findings else None)
+    return "" if said is None else f'<p class="verdict" role="alert"><a href="#findings">{escape(said)}</a></p>'
 
 
 def _pairs(items: Mapping[str, str]) -> str:

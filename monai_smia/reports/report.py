@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ import pandas as pd
 
 from monai_smia.certificates import certificate_markdown
 from monai_smia.reports.files import write_whole
+from monai_smia.reports.finding import Finding, headline
 from monai_smia.reports.report_reading import read_saved
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ class RobustnessReport:
         attacks: name to the attack's ``repr``.
         unit: unit of the perturbation sizes.
         certificates: rows of `monai_smia.certificates.Certificate.to_rows`, where the clean images were certified.
+        findings: reasons not to believe the numbers; ``None`` where none were looked for.
 
     Example:
         >>> report = RobustnessReport({"clean": {"dice": 0.9}, "pgd": {"dice": 0.3}}, (), {"pgd": "PGD(...)"}, "HU")
@@ -49,6 +51,7 @@ class RobustnessReport:
     attacks: dict[str, str]
     unit: str
     certificates: tuple[dict[str, Any], ...] = ()
+    findings: tuple[Finding, ...] | None = None
 
     @classmethod
     def load(cls, folder_or_file: str | Path) -> RobustnessReport:
@@ -99,20 +102,26 @@ class RobustnessReport:
         return pd.DataFrame(list(self.cases))
 
     def to_markdown(self) -> str:
-        """The aggregated table, numbers with four decimals, passes with none; then what is certified, if anything."""
+        """Findings, where there are some; the aggregated table; then what is certified, if anything.
+
+        Numbers have four decimals, passes none.
+        """
         frame = self.to_frame()
         header = ["attack", *map(str, frame.columns)]
         lines = ["| " + " | ".join(header) + " |", "|:--" + "|--:" * len(frame.columns) + "|"]
         for run, row in frame.iterrows():
             cells = [_shown(name, value) for name, value in row.items()]
             lines.append("| " + " | ".join([str(run), *cells]) + " |")
-        if self.certificates:
-            lines += ["", certificate_markdown(self.certificates).rstrip("\n")]
-        return "\n".join(lines)
+        found = headline(self.findings)
+        above = [] if found is None else [f"**{found}**", "", *(f"- {finding}" for finding in self.findings or ()), ""]
+        below = ["", certificate_markdown(self.certificates).rstrip("\n")] if self.certificates else []
+        return "\n".join([*above, *lines, *below])
 
     def to_json(self, path: str | Path | None = None, *, overwrite: bool = False) -> str:
         """Everything as JSON text, null for what is not finite; also written to `path` where one is given."""
-        content = {"metrics": self.metrics, "attacks": self.attacks, "unit": self.unit, "cases": self.cases}
+        content: dict[str, Any] = {"metrics": self.metrics, "attacks": self.attacks, "unit": self.unit}
+        content["findings"] = None if self.findings is None else [asdict(finding) for finding in self.findings]
+        content["cases"] = self.cases
         if self.certificates:
             content["certificates"] = self.certificates
         text = json.dumps(_plain(content), indent=2, allow_nan=False)

@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
 from typing import Any
+
+from monai_smia.reports.finding import Finding
 
 NAMES = ("robustness.json", "report.json")
 
@@ -26,12 +29,14 @@ def read_saved(place: str | Path) -> dict[str, Any]:
     fault = _fault(content)
     if fault:
         raise ValueError(f"folder_or_file: expected a report's metrics, attacks, unit and cases; {file} has {fault}")
+    found = content.get("findings")  # nothing in reports of earlier versions
     return {
         "metrics": _restored(content["metrics"]),
         "cases": tuple(_restored(content["cases"])),
         "attacks": content["attacks"],
         "unit": content["unit"],
         "certificates": tuple(_restored(content.get("certificates", []))),
+        "findings": None if found is None else tuple(Finding(**finding) for finding in found),
     }
 
 
@@ -57,6 +62,9 @@ def _fault(content: Any) -> str | None:
         if not isinstance(content.get(key), kind):
             found = f"a {type(content[key]).__name__}" if key in content else "nothing"
             return f"{found} under {key!r}"
+    fields = {field.name for field in dataclasses.fields(Finding)}
+    if not all(isinstance(finding, dict) and finding.keys() == fields for finding in content.get("findings") or ()):
+        return "something else than findings under 'findings'"
     for run, metrics in content["metrics"].items():
         if not isinstance(metrics, dict):
             return f"a {type(metrics).__name__} as the metrics of {run!r}"

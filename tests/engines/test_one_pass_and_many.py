@@ -43,7 +43,9 @@ def reported(evaluator: AttackEvaluator) -> RobustnessReport:
 def test_the_three_ways_agree_to_the_last_digit(task: Task, batch_size: int) -> None:
     attacks = task.attacks()
     one = reported(one_pass(task, batch_size, seed=4, intensity=HU))
-    many = evaluate_robustness(task.evaluator(batch_size=batch_size), attacks, seed=4, intensity=HU, progress=False)
+    many = evaluate_robustness(
+        task.evaluator(batch_size=batch_size), attacks, seed=4, intensity=HU, diagnose=False, progress=False
+    )
     assert one.metrics == many.metrics
     assert one.cases == many.cases
     assert one == many
@@ -97,7 +99,9 @@ def test_mask_keys_and_sequences() -> None:
 
     attacks = list(task.attacks().values())
     one = reported(one_pass(task, val_data_loader=masked(), attacks=attacks, mask_key="lung"))
-    many = evaluate_robustness(task.evaluator(val_data_loader=masked()), attacks, mask_key="lung", progress=False)
+    many = evaluate_robustness(
+        task.evaluator(val_data_loader=masked()), attacks, mask_key="lung", diagnose=False, progress=False
+    )
     assert one == many
     assert list(one.metrics) == ["clean", "BIM", "PGD"]
     assert one.metrics["BIM"] != reported(one_pass(task)).metrics["bim"]
@@ -111,7 +115,9 @@ def test_pairs_instead_of_dictionaries(batch_size: int) -> None:
     expected = reported(one_pass(task, val_data_loader=task.batches(batch_size)))
     for loader in (pairs, listed):
         one = reported(one_pass(task, val_data_loader=loader))
-        many = evaluate_robustness(task.evaluator(val_data_loader=loader), task.attacks(), progress=False)
+        many = evaluate_robustness(
+            task.evaluator(val_data_loader=loader), task.attacks(), diagnose=False, progress=False
+        )
         assert one == many == expected
 
 
@@ -130,9 +136,9 @@ def test_subclasses_and_iterations_of_ones_own() -> None:
             prediction = engine.network.eval()(batch["image"].as_tensor()).softmax(1)
         return [{"pred": p, "label": y} for p, y in zip(prediction, batch["label"], strict=True)]
 
-    assert evaluate_robustness(task.evaluator(Counted), task.attacks(), progress=False) == expected
+    assert evaluate_robustness(task.evaluator(Counted), task.attacks(), diagnose=False, progress=False) == expected
     assert calls == [2, 1] * 3
-    many = evaluate_robustness(task.evaluator(iteration_update=update), task.attacks(), progress=False)
+    many = evaluate_robustness(task.evaluator(iteration_update=update), task.attacks(), diagnose=False, progress=False)
     assert many == reported(one_pass(task, iteration_update=update))
     assert many == expected
 
@@ -147,7 +153,7 @@ def test_a_metric_made_of_others() -> None:
         f1 = (2 * precision * recall / (precision + recall + 1e-9)).mean()
         return {"key_val_metric": {"val_f1": f1}, "additional_metrics": None}
 
-    many = evaluate_robustness(task.evaluator(**arguments()), task.attacks(), progress=False)
+    many = evaluate_robustness(task.evaluator(**arguments()), task.attacks(), diagnose=False, progress=False)
     one = reported(one_pass(task, **arguments()))
     assert many.metrics["bim"]["val_f1"] != many.metrics["clean"]["val_f1"]
     assert {run: values["val_f1"] for run, values in one.metrics.items()} == {
@@ -160,7 +166,7 @@ def test_a_second_run_is_the_first() -> None:
     evaluator = one_pass(task)
     assert reported(evaluator) == reported(evaluator)
     plain = task.evaluator()
-    reports = [evaluate_robustness(plain, task.attacks(), progress=False) for _ in range(2)]
+    reports = [evaluate_robustness(plain, task.attacks(), diagnose=False, progress=False) for _ in range(2)]
     assert reports[0] == reports[1]
 
 
@@ -169,7 +175,7 @@ def test_without_metrics() -> None:
     arguments = {"key_val_metric": None, "additional_metrics": None}
     attacks = {"bim": BIM(task.loss(), eps=EPS, steps=1, bounds=BOUNDS)}
     one = reported(one_pass(task, attacks=attacks, **arguments))
-    assert one == evaluate_robustness(task.evaluator(**arguments), attacks, progress=False)
+    assert one == evaluate_robustness(task.evaluator(**arguments), attacks, diagnose=False, progress=False)
     assert one.metrics == {"clean": {}, "bim": {}}
     assert list(one.to_frame().columns)[:2] == ["success_rate", "loss"]
 
@@ -179,7 +185,7 @@ def test_the_state_afterwards_is_the_clean_runs() -> None:
     expected, evaluator = task.evaluator(), task.evaluator()
     expected.run()
     handlers = counted(evaluator)
-    evaluate_robustness(evaluator, task.attacks(), progress=False)
+    evaluate_robustness(evaluator, task.attacks(), diagnose=False, progress=False)
     for name in ("metrics", "best_metric", "best_metric_epoch", "epoch", "iteration", "key_metric_name"):
         assert getattr(evaluator.state, name) == getattr(expected.state, name), name
     for name, values in expected.state.metric_details.items():
@@ -197,7 +203,9 @@ def test_batches_that_are_not_decollated() -> None:
         return {"key_val_metric": {"val_accuracy": accuracy}, "additional_metrics": None, "postprocessing": None}
 
     one = reported(one_pass(task, decollate=False, **arguments()))
-    many = evaluate_robustness(task.evaluator(decollate=False, **arguments()), task.attacks(), progress=False)
+    many = evaluate_robustness(
+        task.evaluator(decollate=False, **arguments()), task.attacks(), diagnose=False, progress=False
+    )
     decollated = reported(one_pass(task))
     assert one == many
     assert one.cases == tuple(
