@@ -33,6 +33,7 @@ def diagnose_report(report: RobustnessReport) -> tuple[Finding, ...]:
     """Look for reasons not to believe a report, in its numbers alone; no network is asked.
 
     The names and what they look for: ``budget`` (changes beyond eps, by more than 1 %), ``nonfinite_gradient``,
+    ``loss_unmoved`` (an attack by gradients left the loss exactly where it was),
     ``wrong_at_clean`` (success before the attack at more than half of the cases), and as in `diagnose`
     ``one_step_beats``, ``noise_as_strong``, ``black_box_beats``, ``transfer_beats`` at equal budgets,
     ``not_falling_with_eps`` and ``worse_with_steps``. The baselines are taken from the runs that there are (FGSM,
@@ -55,7 +56,8 @@ def diagnose_report(report: RobustnessReport) -> tuple[Finding, ...]:
     Reference: Carlini et al., "On evaluating adversarial robustness", 2019, https://arxiv.org/abs/1902.06705.
     """
     runs = PairedRuns(report)
-    return (*_budget(runs), *_nonfinite(runs), *_wrong_at_clean(runs), *_weaker(runs), *_eps(runs), *_steps(runs))
+    alone = (*_budget(runs), *_nonfinite(runs), *_unmoved(runs), *_wrong_at_clean(runs))
+    return (*alone, *_weaker(runs), *_eps(runs), *_steps(runs))
 
 
 def _budget(runs: PairedRuns) -> Iterator[Finding]:
@@ -87,6 +89,28 @@ def _nonfinite(runs: PairedRuns) -> Iterator[Finding]:
                 "Look for a square root, a logarithm or a division at zero, or for an overflow in half precision.",
                 "error",
             )
+
+
+def _unmoved(runs: PairedRuns) -> Iterator[Finding]:
+    """Attacks by gradients that did not change the loss by a single bit; one run of each budget is named."""
+    settings = set()
+    for run in runs.chosen((*ITERATED, "FGSM", "SMIA")):
+        rows, setting = runs.read(run), runs.setting(run)
+        still = (rows.gain == 0) & ~rows.success
+        if runs.eps(run) == 0 or setting in settings or not _many(still):
+            continue
+        settings.add(setting)
+        zero = still & (rows.clean_loss == 0)
+        yield Finding(
+            "loss_unmoved",
+            f"{run}: the loss under attack is exactly the clean one at {_count(still)} that count as robust"
+            + (f"; it is exactly 0 at {int(zero.sum())}." if bool(zero.any()) else "."),
+            "Loss and gradient are saturated or cut off: the attack stood still, and the clean performance was reported "
+            "as robustness.",
+            "Run `diagnose` on the network; attack with an objective that does not saturate (APGD with DLR, Margin), "
+            "or with Square.",
+            "error",
+        )
 
 
 def _wrong_at_clean(runs: PairedRuns) -> Iterator[Finding]:

@@ -7,7 +7,7 @@ from typing import Any
 import masked_networks as masked
 import pytest
 import torch
-from doctor_networks import BOUNDS, Patient, classifier, linear, segmenter
+from doctor_networks import BOUNDS, Patient, classifier, linear, segmenter, volume_segmenter, volumes
 from monai.losses import DiceLoss
 
 from monai_smia import attacks
@@ -31,9 +31,17 @@ def findings(network: Any, patient: Patient, image: torch.Tensor | None = None, 
         (masked.Detached, {"zero_gradient"}),
         (masked.Saturated, {"zero_gradient", "vanishing_gradient", "black_box_beats"}),
         (masked.Noisy, {"random_forward"}),
-        (masked.Shattered, {"noise_as_strong", "black_box_beats", "not_falling_with_eps", "worse_with_steps"}),
+        (masked.Confident, {"zero_gradient", "vanishing_gradient", "unbounded_fails"}),
+        (masked.Resized, {"random_forward"}),
+        (masked.Compressed, {"zero_gradient", "unbounded_fails", "noise_as_strong", "black_box_beats"}),
+        (masked.Lattice, {"broken_promise", "one_step_beats", "worse_with_steps"}),
+        (masked.Sigmoided, {"probabilities"}),
+        (
+            masked.Shattered,
+            {"broken_promise", "noise_as_strong", "black_box_beats", "not_falling_with_eps", "worse_with_steps"},
+        ),
         (masked.Softmaxed, {"probabilities"}),
-        (masked.Reversed, {"unbounded_fails", "noise_as_strong", "black_box_beats"}),
+        (masked.Reversed, {"broken_promise", "unbounded_fails", "noise_as_strong", "black_box_beats"}),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
@@ -47,6 +55,38 @@ def test_the_message_of_a_zero_gradient_counts_the_images() -> None:
     found = findings(masked.Quantised(patient.network), patient, checks=["zero_gradient"])
     assert found["zero_gradient"].seen == "The gradient of the loss is exactly zero at 4 of 4 images."
     assert found["zero_gradient"].severity == "error"
+
+
+CONVOLUTIONAL = [
+    (masked.Quantised, "zero_gradient"),
+    (masked.Compressed, "zero_gradient"),
+    (masked.Resized, "random_forward"),
+    (masked.Shattered, "broken_promise"),
+    (masked.Lattice, "broken_promise"),
+    (masked.Softmaxed, "probabilities"),
+    (masked.Reversed, "broken_promise"),
+]
+
+
+@pytest.mark.parametrize("make", [classifier, volumes, segmenter, volume_segmenter], ids=lambda make: make.__name__)
+@pytest.mark.parametrize(("kind", "check"), CONVOLUTIONAL, ids=lambda value: getattr(value, "__name__", value))
+def test_convolutional_networks_of_any_rank_behind_a_mask_are_caught(kind: Any, check: str, make: Any) -> None:
+    patient = make(0)
+    assert check in findings(kind(patient.network).eval(), patient)
+
+
+@pytest.mark.parametrize("make", [classifier, segmenter], ids=lambda make: make.__name__)
+def test_a_saturated_head_is_caught_where_it_weakens_the_attack(make: Any) -> None:
+    patient = make(0)
+    assert "vanishing_gradient" in findings(masked.Confident(patient.network), patient)
+
+
+def test_air_just_below_an_intensity_window_inside_the_network_is_caught() -> None:
+    patient = classifier(0)
+    image = 0.1 + 0.8 * patient.image
+    below = torch.where(patient.image == 0, image - patient.eps / 4, image)
+    network = masked.Windowed(patient.network)
+    assert findings(network, patient, below).keys() == {"clipped_gradient"}
 
 
 @pytest.mark.parametrize("seed", range(2))

@@ -100,6 +100,19 @@ def test_gradients_that_were_not_finite_are_counted() -> None:
     assert finding.seen == "pgd: 6 gradients held NaN or infinity, in 2 of 8 cases."
 
 
+def test_a_saturated_network_that_is_reported_as_robust_is_named() -> None:
+    still = {"clean_loss": 0.0, "loss": 0.0}
+    (finding,) = diagnose_report(report({"pgd": (PGD, still), "fgsm": (FGSM, still)}, odd=3))
+    assert (finding.check, finding.severity) == ("loss_unmoved", "error")
+    assert finding.seen == (
+        "pgd: the loss under attack is exactly the clean one at 3 of 8 cases that count as robust; it is exactly 0 at 3."
+    )
+    assert checks({"pgd": (PGD, still)}, odd=1) == []
+    assert checks({"pgd": (PGD, {**still, "success": True})}) == []
+    assert checks({"noise": (NOISE, still)}) == []  # noise may well change nothing
+    assert checks({"pgd": (PGD.replace("0.1", "0.0"), {**still, "largest_change": 0.0})}) == []
+
+
 def test_a_network_that_is_wrong_before_the_attack_is_named_once() -> None:
     wrong = {"clean_success": True, "success": True}
     assert checks({"pgd": (PGD, wrong), "fgsm": (FGSM, wrong)}, odd=5) == ["wrong_at_clean"]

@@ -8,7 +8,7 @@ from typing import Any
 import masked_networks as masked
 import pytest
 import torch
-from doctor_networks import BOUNDS, SOUND, Patient, classifier, linear, segmenter
+from doctor_networks import BOUNDS, SOUND, Patient, classifier, linear, multilabel, segmenter, volumes
 from monai.data import MetaTensor
 from monai.inferers import SlidingWindowInferer
 from networks import Counting
@@ -18,6 +18,10 @@ from monai_smia import attacks
 from monai_smia.doctor import diagnose
 
 
+FIRST_LOOK, SECOND_LOOK = (29, 10), (130, 85)
+UNTRAINED = (multilabel, volumes)  # random weights: a stride may lose ground, which is looked at twice
+
+
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("make", SOUND, ids=lambda make: make.__name__)
 def test_a_sound_network_raises_nothing_within_the_passes_promised(make: Callable[[int], Patient], seed: int) -> None:
@@ -25,8 +29,21 @@ def test_a_sound_network_raises_nothing_within_the_passes_promised(make: Callabl
     network = Counting(patient.network)
     found = diagnose(network, *patient.arguments[1:], eps=patient.eps, bounds=BOUNDS, progress=False)
     assert found == ()
-    assert network.forwards <= 150
-    assert network.backwards <= 100
+    forwards, backwards = SECOND_LOOK if make in UNTRAINED else FIRST_LOOK
+    assert network.forwards <= forwards
+    assert network.backwards <= backwards
+
+
+@pytest.mark.parametrize("make", SOUND, ids=lambda make: make.__name__)
+def test_the_result_of_an_attack_is_examined_at_less(make: Callable[[int], Patient]) -> None:
+    patient = make(0)
+    attack = attacks.PGD(patient.loss, eps=patient.eps, bounds=BOUNDS)
+    adversarial = attack(patient.network, patient.image, patient.target).adversarial
+    network = Counting(patient.network)
+    found = diagnose(network, *patient.arguments[1:], attack=attack, adversarial=adversarial, progress=False)
+    assert found == ()
+    if make not in UNTRAINED:
+        assert network.forwards + 2 * network.backwards <= 1.5 * 32  # of PGD-10: 12 forward, 10 backward
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -42,8 +59,8 @@ def test_networks_with_much_to_find_keep_within_the_passes_too(kind: Any) -> Non
     patient = linear(0)
     network = Counting(kind(patient.network))
     assert diagnose(network, *patient.arguments[1:], eps=0.01, bounds=BOUNDS)
-    assert network.forwards <= 150
-    assert network.backwards <= 100
+    assert network.forwards <= SECOND_LOOK[0]
+    assert network.backwards <= SECOND_LOOK[1]
 
 
 def test_the_attack_in_question_is_what_is_compared() -> None:
