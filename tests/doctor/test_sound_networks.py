@@ -17,7 +17,6 @@ from torch import nn
 from monai_smia import attacks
 from monai_smia.doctor import diagnose
 
-
 FIRST_LOOK, SECOND_LOOK = (29, 10), (130, 85)
 UNTRAINED = (multilabel, volumes)  # random weights: a stride may lose ground, which is looked at twice
 
