@@ -2,7 +2,7 @@
 """`Examination`: one network on one batch, and the attacks that the checks compare, each made once.
 
 There are two looks. The first is cheap: a short attack, one walk with strides that grow from eps to the whole intensity
-range, a few queries. What it gives ground to suspect is made again as a plain attack of its own before anything is said.
+range, a few queries. What it gives ground to suspect is made again as a plain attack before anything is said.
 """
 
 from __future__ import annotations

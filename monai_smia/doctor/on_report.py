@@ -105,7 +105,7 @@ def _unmoved(runs: PairedRuns) -> Iterator[Finding]:
             "loss_unmoved",
             f"{run}: the loss under attack is exactly the clean one at {_count(still)} that count as robust"
             + (f"; it is exactly 0 at {int(zero.sum())}." if bool(zero.any()) else "."),
-            "Loss and gradient are saturated or cut off: the attack stood still, and the clean performance was reported "
+            "Loss and gradient are saturated or cut off: the attack stood still, and clean performance was reported "
             "as robustness.",
             "Run `diagnose` on the network; attack with an objective that does not saturate (APGD with DLR, Margin), "
             "or with Square.",

@@ -105,7 +105,8 @@ def test_a_saturated_network_that_is_reported_as_robust_is_named() -> None:
     (finding,) = diagnose_report(report({"pgd": (PGD, still), "fgsm": (FGSM, still)}, odd=3))
     assert (finding.check, finding.severity) == ("loss_unmoved", "error")
     assert finding.seen == (
-        "pgd: the loss under attack is exactly the clean one at 3 of 8 cases that count as robust; it is exactly 0 at 3."
+        "pgd: the loss under attack is exactly the clean one at 3 of 8 cases that count as robust; "
+        "it is exactly 0 at 3."
     )
     assert checks({"pgd": (PGD, still)}, odd=1) == []
     assert checks({"pgd": (PGD, {**still, "success": True})}) == []
