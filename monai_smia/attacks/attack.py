@@ -23,6 +23,7 @@ from monai_smia.attacks.loop import Observer, Recipe, ascend
 from monai_smia.attacks.losses import check_loss, per_sample
 from monai_smia.attacks.query import Query
 from monai_smia.attacks.result import AttackResult
+from monai_smia.attacks.spacing import spacing_of
 from monai_smia.attacks.threat_models import LpBall, Size
 
 
@@ -159,11 +160,13 @@ class Attack(ABC):
             checks.check_image(plain)
             checks.check_batch("target", labels, plain)
             work = plain if plain.dtype in (torch.float32, torch.float64) else plain.float()
+            grid = spacing_of(image)
             setting = Setting(
                 work,
                 self._threat(work, allowed),
                 torch.Generator(work.device).manual_seed(0) if generator is None else generator,
-                _spacing(image),
+                None if grid is None else grid.rows,
+                None if grid is None else grid.volumes,
             )
             network = unwrap(network)
             with frozen(network), torch.enable_grad():
@@ -315,17 +318,6 @@ def _plain(value: Any) -> Any:
         return value
     value = value.as_tensor() if isinstance(value, MetaTensor) else value
     return value.clone() if value.is_inference() else value.detach()
-
-
-def _spacing(image: torch.Tensor) -> tuple[tuple[float, ...], ...] | None:
-    """Millimetres per voxel of every sample, from the affine of a `MetaTensor`; one row where all agree."""
-    if not isinstance(image, MetaTensor) or "affine" not in image.meta:
-        return None
-    spatial = image.ndim - 2
-    affine = torch.as_tensor(image.affine).double().cpu().reshape(-1, *image.affine.shape[-2:])
-    sizes = affine[:, :-1, :spatial].square().sum(1).sqrt()
-    rows = tuple(tuple(row) for row in sizes.tolist())
-    return rows[:1] if len(set(rows)) == 1 else rows
 
 
 def _shown(value: Any) -> str:

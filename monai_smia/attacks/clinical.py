@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Clinical goals of a segmentation: erase a lesion, insert one, shift a volume; success in those terms.
 
-A goal gives any targeted attack its target, its loss and its criterion:
+`Towards` makes an attack of a goal. What it does, by hand:
 
 .. code-block:: python
 
@@ -13,6 +13,7 @@ A goal gives any targeted attack its target, its loss and its criterion:
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from abc import abstractmethod
 from dataclasses import dataclass, field
@@ -23,14 +24,18 @@ import torch
 from monai_smia.attacks import checks
 from monai_smia.attacks.criteria import Criterion
 from monai_smia.attacks.heads import ACTIVATIONS, LossFunction
+from monai_smia.attacks.label_edits import channelled, holds, labels_seen, removed, written
 from monai_smia.attacks.regions import Ball, Region, check_region, inside
-from monai_smia.attacks.scenes import channelled, holds, removed, scene, written
-from monai_smia.attacks.spacing import as_spacing, unit_of, voxel_sizes
+from monai_smia.attacks.spacing import Spacing, as_spacing, known_spacing, unit_of, voxel_sizes
 from monai_smia.attacks.volumes import VolumeLoss, decided, output_of
 
 
 class ClinicalGoal(Criterion):
     """What a targeted attack is to bring about, in clinical terms; the attack's criterion."""
+
+    def fitted(self, spacing: Spacing | None, activation: str) -> ClinicalGoal:
+        """The goal on a grid of this spacing and for this head, where it was given none; itself where it needs none."""
+        return self
 
     @property
     @abstractmethod
@@ -61,15 +66,44 @@ class ClinicalGoal(Criterion):
             raise TypeError(f"loss_function: {type(self).__name__} needs the network's own loss; got None")
         return loss_function
 
+    def __repr__(self) -> str:
+        """Text that rebuilds the goal, but for a mask."""
+        shown = []
+        for item in dataclasses.fields(self):  # type: ignore[arg-type]
+            value = getattr(self, item.name)
+            if isinstance(value, torch.Tensor):
+                shown.append(f"{item.name}=<mask {tuple(value.shape)}>")
+            elif value is not item.default and value != item.default:
+                shown.append(f"{item.name}={value!r}" if item.kw_only else repr(value))
+        return f"{type(self).__name__}({', '.join(shown)})"
 
-def check_structure(structure: int, activation: str) -> None:
-    """A class or a channel, and the head that it is read from."""
-    checks.as_count("structure", structure, low=0)
-    checks.one_of("activation", activation, ACTIVATIONS)
+
+class StructureGoal(ClinicalGoal):
+    """A goal for one structure of a segmentation."""
+
+    structure: int
+    activation: str
+
+    def fitted(self, spacing: Spacing | None, activation: str) -> ClinicalGoal:
+        changes: dict[str, Any] = {}
+        if self.activation == "auto":
+            changes["activation"] = activation
+        for name in ("spacing", "within", "region"):
+            value = getattr(self, name, True)
+            if name == "spacing" and value is None and spacing is not None:
+                changes[name] = spacing
+            elif isinstance(value, Ball):
+                changes[name] = value.located(spacing)
+        return dataclasses.replace(self, **changes)  # type: ignore[type-var]
+
+    def check_structure(self) -> None:
+        """A class or a channel, and the head that it is read from."""
+        checks.as_count("structure", self.structure, low=0)
+        checks.one_of("activation", self.activation, (*ACTIVATIONS, "auto"))
 
 
-@dataclass(frozen=True, eq=False)
-class Erase(ClinicalGoal):
+@dataclass(frozen=True, eq=False, repr=False)
+class Erase(StructureGoal):
     """A structure that the network no longer sees: at most `tolerance` of it is left.
 
     The target is the label with the structure turned into `into`, to be reached with the network's own loss. A Dice
@@ -78,13 +112,14 @@ class Erase(ClinicalGoal):
     Args:
         structure: class of a softmax head, channel of a sigmoid head (0 if it has one).
         spacing: millimetres per voxel along each axis, ``(sx, sy[, sz])``, or a row for each sample, or a batched
-            `MetaTensor` to read it from.
+            `MetaTensor` to read it from. ``None`` leaves it to `Towards`, which reads it from the image attacked.
         tolerance: what may be left, in millilitres (2-D: mm²), at least 0.
         within: the lesion meant, where the structure has several: a `Ball` or a mask ``(B | 1, 1, H, W[, D])``; what
             lies outside stays and is not measured. ``None`` for all of the structure.
         into: class that takes its place, of a softmax head or of indices.
-        activation: the head, ``"softmax"``, ``"sigmoid"`` or ``"none"`` (probabilities; of several channels they
-            exclude each other).
+        activation: the head, ``"softmax"``, ``"sigmoid"``, ``"none"`` (probabilities; of several channels they
+            exclude each other), or ``"auto"``: what the loss given to `Towards` says, else a sigmoid of one channel
+            and a softmax of several.
 
     Example:
         >>> goal = Erase(0, spacing=(1.0, 2.0), tolerance=2.0, activation="sigmoid")
@@ -96,31 +131,33 @@ class Erase(ClinicalGoal):
     """
 
     structure: int
-    spacing: Any = field(kw_only=True)
+    spacing: Any = field(default=None, kw_only=True)
     tolerance: float = field(default=0.0, kw_only=True)
-    within: Region | None = field(default=None, kw_only=True, repr=False)
+    within: Region | None = field(default=None, kw_only=True)
     into: int = field(default=0, kw_only=True)
-    activation: str = field(default="softmax", kw_only=True)
+    activation: str = field(default="auto", kw_only=True)
 
     def __post_init__(self) -> None:
-        check_structure(self.structure, self.activation)
+        self.check_structure()
         checks.as_count("into", self.into, low=0)
-        if self.activation == "softmax" and self.into == self.structure:
+        one_class = self.activation == "softmax" or (self.activation == "auto" and self.structure > 0)
+        if one_class and self.into == self.structure:
             raise ValueError(f"into: expected another class than the structure {self.structure}; got {self.into}")
-        object.__setattr__(self, "spacing", as_spacing(self.spacing))
+        if self.spacing is not None:
+            object.__setattr__(self, "spacing", as_spacing(self.spacing))
         if not (isinstance(self.tolerance, (int, float)) and math.isfinite(self.tolerance) and self.tolerance >= 0):
-            raise ValueError(f"tolerance: expected {self.unit} >= 0; got {self.tolerance!r}")
+            raise ValueError(f"tolerance: expected ml or mm2 >= 0; got {self.tolerance!r}")
         if self.within is not None:
             check_region("within", self.within)
 
     @property
     def unit(self) -> str:
-        return unit_of(self.spacing)
+        return unit_of(known_spacing(self.spacing).rank)
 
     def target(self, label: torch.Tensor, prediction: Any = None) -> torch.Tensor:
         """The label without the structure, in its own shape and dtype."""
-        seen = scene(label, prediction, self.activation)
-        grid = channelled(seen, len(self.spacing[0]))
+        seen = labels_seen(label, prediction, self.activation)
+        grid = channelled(seen, known_spacing(self.spacing).rank)
         where = torch.ones_like(grid[:, 0], dtype=torch.bool)
         if self.within is not None:
             where = inside("within", self.within, grid)
@@ -133,9 +170,8 @@ class Erase(ClinicalGoal):
 
     def __call__(self, prediction: Any, target: Any) -> torch.Tensor:
         left, sizes = self._left(prediction)
-        allowed = [
-            self.tolerance / size for size in sizes
-        ]  # compared in voxels: whole numbers survive single precision
+        # compared in voxels: whole numbers survive single precision
+        allowed = [self.tolerance / size for size in sizes]
         return left <= torch.tensor(allowed, dtype=torch.float32, device=left.device)
 
     def _left(self, prediction: Any) -> tuple[torch.Tensor, list[float]]:
@@ -146,8 +182,8 @@ class Erase(ClinicalGoal):
         return found.flatten(1).sum(1), voxel_sizes(self.spacing, len(found), found.ndim - 1)
 
 
-@dataclass(frozen=True, eq=False)
-class Insert(ClinicalGoal):
+@dataclass(frozen=True, eq=False, repr=False)
+class Insert(StructureGoal):
     """A structure that the network sees where there is none: at least `fraction` of a region is predicted as it.
 
     The target is the label with the structure written into the region, to be reached with the network's own loss.
@@ -156,8 +192,9 @@ class Insert(ClinicalGoal):
         structure: class of a softmax head, channel of a sigmoid head (0 if it has one).
         region: where: a `Ball`, or a mask ``(B | 1, 1, H, W[, D])``.
         fraction: share of the region's voxels, in (0, 1].
-        activation: the head, ``"softmax"``, ``"sigmoid"`` or ``"none"`` (probabilities; of several channels they
-            exclude each other).
+        activation: the head, ``"softmax"``, ``"sigmoid"``, ``"none"`` (probabilities; of several channels they
+            exclude each other), or ``"auto"``: what the loss given to `Towards` says, else a sigmoid of one channel
+            and a softmax of several.
 
     Example:
         >>> goal = Insert(2, region=Ball(at=(0, 1), radius_mm=1.0, spacing=(1.0, 1.0)), fraction=0.5)
@@ -166,12 +203,12 @@ class Insert(ClinicalGoal):
     """
 
     structure: int
-    region: Region = field(kw_only=True, repr=False)
+    region: Region = field(kw_only=True)
     fraction: float = field(default=0.5, kw_only=True)
-    activation: str = field(default="softmax", kw_only=True)
+    activation: str = field(default="auto", kw_only=True)
 
     def __post_init__(self) -> None:
-        check_structure(self.structure, self.activation)
+        self.check_structure()
         check_region("region", self.region)
         if not 0 < self.fraction <= 1:
             raise ValueError(f"fraction: expected a share in (0, 1]; got {self.fraction!r}")
@@ -182,7 +219,7 @@ class Insert(ClinicalGoal):
 
     def target(self, label: torch.Tensor, prediction: Any = None) -> torch.Tensor:
         """The label with the structure in the region, in its own shape and dtype."""
-        seen = scene(label, prediction, self.activation)
+        seen = labels_seen(label, prediction, self.activation)
         rank = self.region.rank if isinstance(self.region, Ball) else self.region.ndim - 2
         return written(seen, inside("region", self.region, channelled(seen, rank)), self.structure, self.activation)
 
@@ -197,8 +234,8 @@ class Insert(ClinicalGoal):
         return self.measure(prediction) >= self.fraction
 
 
-@dataclass(frozen=True, eq=False)
-class ShiftVolume(ClinicalGoal):
+@dataclass(frozen=True, eq=False, repr=False)
+class ShiftVolume(StructureGoal):
     r"""A structure's predicted volume changed by at least so many millilitres.
 
     .. math:: \operatorname{sign}(b)\,(V(f(x')) - V_0) \ge |b|
@@ -210,9 +247,10 @@ class ShiftVolume(ClinicalGoal):
         structure: class of a softmax head, channel of a sigmoid head (0 if it has one).
         by: b, in millilitres (2-D: mm²), negative to shrink.
         spacing: millimetres per voxel along each axis, ``(sx, sy[, sz])``, or a row for each sample, or a batched
-            `MetaTensor` to read it from.
-        activation: the head, ``"softmax"``, ``"sigmoid"`` or ``"none"`` (probabilities; of several channels they
-            exclude each other).
+            `MetaTensor` to read it from. ``None`` leaves it to `Towards`, which reads it from the image attacked.
+        activation: the head, ``"softmax"``, ``"sigmoid"``, ``"none"`` (probabilities; of several channels they
+            exclude each other), or ``"auto"``: what the loss given to `Towards` says, else a sigmoid of one channel
+            and a softmax of several.
         soft: whether the loss counts probabilities, for attacks without gradients, see `VolumeLoss`; success counts
             decisions.
 
@@ -225,19 +263,20 @@ class ShiftVolume(ClinicalGoal):
 
     structure: int
     by: float = field(kw_only=True)
-    spacing: Any = field(kw_only=True)
-    activation: str = field(default="softmax", kw_only=True)
+    spacing: Any = field(default=None, kw_only=True)
+    activation: str = field(default="auto", kw_only=True)
     soft: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
-        check_structure(self.structure, self.activation)
-        object.__setattr__(self, "spacing", as_spacing(self.spacing))
+        self.check_structure()
+        if self.spacing is not None:
+            object.__setattr__(self, "spacing", as_spacing(self.spacing))
         if not (isinstance(self.by, (int, float)) and math.isfinite(self.by) and self.by != 0):
-            raise ValueError(f"by: expected {self.unit}, finite and not 0; got {self.by!r}")
+            raise ValueError(f"by: expected ml or mm2, finite and not 0; got {self.by!r}")
 
     @property
     def unit(self) -> str:
-        return unit_of(self.spacing)
+        return unit_of(known_spacing(self.spacing).rank)
 
     def loss(self, loss_function: LossFunction | None = None) -> LossFunction:
         """`VolumeLoss`; the network's own is not needed."""
@@ -250,8 +289,8 @@ class ShiftVolume(ClinicalGoal):
             ValueError: when a sample has less than what it is to lose, or no room for what it is to gain.
         """
         if prediction is None:
-            rank = len(self.spacing[0])
-            found = holds(scene(label, None, self.activation), self.structure, self.activation, rank)
+            rank = known_spacing(self.spacing).rank
+            found = holds(labels_seen(label, None, self.activation), self.structure, self.activation, rank)
         else:
             found = decided(prediction, self.structure, self.activation)
         count, voxels = found.flatten(1).sum(1), found[0].numel()

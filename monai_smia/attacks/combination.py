@@ -62,6 +62,8 @@ class Combination(Attack, ABC):
         for attack in attacks:
             if not isinstance(attack, Attack):
                 raise TypeError(f"{name}: expected an Attack; got {type(attack).__name__}")
+            if hasattr(attack, "goal"):
+                raise TypeError(f"{name}: {type(attack).__name__} makes its own target; put it around, not inside")
         given = {key: getattr(self, key) for key in ("eps", "norm") if getattr(self, key) is not None}
         attacks = tuple(dataclasses.replace(attack, **given) if given else attack for attack in attacks)
         first = attacks[0]

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 
 from monai_smia.attacks import checks
-from monai_smia.attacks.attack import Attack, Setting
+from monai_smia.attacks.attack import Attack
 from monai_smia.attacks.combination import Combination
 from monai_smia.attacks.gradients import Ask, AtIterate, Gradient
+from monai_smia.attacks.hunt import Setting
 from monai_smia.attacks.loop import Recipe
 from monai_smia.attacks.random_views import Through, Transform, check_transform, draw_view
 
@@ -130,5 +131,7 @@ class EoT(Combination):
         return dataclasses.replace(recipe, gradient=gradient)
 
     def __repr__(self) -> str:
-        name = getattr(self.transform, "__qualname__", None) or repr(self.transform)
-        return f"EoT({self.attack!r}, {name}, {self.budget()}, samples={self.samples})"
+        transform: Any = self.transform
+        name = getattr(transform, "__qualname__", None)
+        shown = [] if transform is None else [f"{transform.__module__}.{name}" if name else repr(transform)]
+        return f"EoT({', '.join([repr(self.attack), *shown, self.budget(), f'samples={self.samples}'])})"

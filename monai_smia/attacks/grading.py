@@ -17,7 +17,7 @@ from monai_smia.attacks.heads import LossFunction, main_output
 READINGS = ("argmax", "expected", "count", "value")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class CrossGrade(ClinicalGoal):
     r"""A predicted grade at or above a threshold, or under it.
 

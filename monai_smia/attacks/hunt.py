@@ -25,12 +25,14 @@ class Setting:
         threat: the ball, resolved for this image.
         generator: source of all randomness of the call.
         spacing: millimetres per voxel of each sample, ``None`` where the image carries no affine.
+        voxel_volumes: mm³ (2-D: mm²) of a voxel of each sample, one where all agree.
     """
 
     image: torch.Tensor
     threat: LpBall
     generator: torch.Generator
     spacing: tuple[tuple[float, ...], ...] | None
+    voxel_volumes: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)

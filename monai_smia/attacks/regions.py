@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import Any
 
 import torch
 
-from monai_smia.attacks.spacing import as_rows, as_spacing, per_sample_rows
+from monai_smia.attacks.spacing import Spacing, as_rows, as_spacing, known_spacing, per_sample_rows, spacing_of
 
 
 @dataclass(frozen=True)
@@ -25,10 +26,11 @@ class Ball:
         at: c, in voxel indices along each axis, fractions allowed; or a row of them for each sample.
         radius_mm: r, in millimetres, above 0.
         spacing: s, millimetres per voxel along each axis, ``(sx, sy[, sz])``, or a row for each sample, or a batched
-            `MetaTensor` to read it from.
+            `MetaTensor` to read it from. ``None`` takes that of the image, where it carries an affine.
 
     Raises:
-        TypeError, ValueError: at construction, naming the argument; at the call where the ball holds no voxel.
+        TypeError, ValueError: at construction, naming the argument; at the call where the ball holds no voxel, or the
+            image has no spacing.
 
     Example:
         >>> ball = Ball(at=(1, 2), radius_mm=2.0, spacing=(2.0, 1.0))
@@ -40,27 +42,33 @@ class Ball:
 
     at: Any
     radius_mm: float
-    spacing: Any
+    spacing: Any = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "at", as_rows("at", self.at))
-        object.__setattr__(self, "spacing", as_spacing(self.spacing))
-        if len(self.at[0]) != len(self.spacing[0]):
-            raise ValueError(f"at: expected {len(self.spacing[0])} indices, as spacing has axes; got {self.at}")
+        if self.spacing is not None:
+            object.__setattr__(self, "spacing", as_spacing(self.spacing))
+            if self.rank != self.spacing.rank:
+                raise ValueError(f"at: expected {self.spacing.rank} indices, as spacing has axes; got {self.at}")
         if not (isinstance(self.radius_mm, (int, float)) and math.isfinite(self.radius_mm) and self.radius_mm > 0):
             raise ValueError(f"radius_mm: expected millimetres > 0; got {self.radius_mm!r}")
 
     @property
     def rank(self) -> int:
         """Number of spatial axes."""
-        return len(self.spacing[0])
+        return len(self.at[0])
+
+    def located(self, spacing: Spacing | None) -> Ball:
+        """The ball on a grid of this spacing, unless it has one already."""
+        return self if self.spacing is not None or spacing is None else dataclasses.replace(self, spacing=spacing)
 
     def __call__(self, image: torch.Tensor) -> torch.Tensor:
         """The ball on the grid of `image`, ``BCHW[D]``, as a mask ``(B, 1, H, W[, D])``, bool."""
         batch, shape = len(image), image.shape[2:]
         if len(shape) != self.rank:
             raise ValueError(f"at: {self.rank} indices for an image of shape {tuple(image.shape)}")
-        points, spacings = per_sample_rows("at", self.at, batch), per_sample_rows("spacing", self.spacing, batch)
+        rows = known_spacing(self.located(spacing_of(image)).spacing).rows
+        points, spacings = per_sample_rows("at", self.at, batch), per_sample_rows("spacing", rows, batch)
         masks = torch.stack([self._inside(shape, at, size) for at, size in zip(points, spacings, strict=True)])
         empty = ~masks.flatten(1).any(1)
         if bool(empty.any()):

@@ -31,3 +31,18 @@ class AttackResult:
     forward_passes: torch.Tensor
     backward_passes: torch.Tensor
     nonfinite_gradients: torch.Tensor
+
+
+@dataclass(frozen=True)
+class GoalResult(AttackResult):
+    """Outcome of an attack towards a clinical goal.
+
+    Attributes:
+        clean_measured: ``(B,)``, the goal's quantity at the clean image: a volume, a share, a grade.
+        measured: ``(B,)``, the same at `adversarial`.
+        unit: of both.
+    """
+
+    clean_measured: torch.Tensor
+    measured: torch.Tensor
+    unit: str

@@ -30,15 +30,22 @@ def output_of(prediction: Any, structure: int, activation: str) -> torch.Tensor:
     return output
 
 
+def head_of(activation: str, output: torch.Tensor) -> str:
+    """The head: as given, or for ``"auto"`` a sigmoid of one channel and a softmax of several."""
+    return activation if activation != "auto" else "sigmoid" if output.shape[1] == 1 else "softmax"
+
+
 def decided(prediction: Any, structure: int, activation: str) -> torch.Tensor:
     """Where the network decides for `structure`, ``(B, *spatial)``, bool."""
-    labels = decisions(output_of(prediction, structure, activation), activation, False)
+    output = output_of(prediction, structure, activation)
+    labels = decisions(output, head_of(activation, output), False)
     return labels[:, structure] if labels.dtype == torch.bool else labels == structure
 
 
 def log_odds(prediction: Any, structure: int, activation: str) -> torch.Tensor:
     """``log(p / (1 - p))`` of `structure`, ``(B, *spatial)``; it has a slope also where a probability rounds to 1."""
     output = output_of(prediction, structure, activation)
+    activation = head_of(activation, output)
     log_p = log_probabilities(output, activation, False)
     if is_binary(activation, output.shape[1], False):
         return log_p[:, 0, structure] - log_p[:, 1, structure]
@@ -68,8 +75,8 @@ class VolumeLoss:
     Args:
         structure: class of a softmax head, channel of a sigmoid head.
         grow: whether the volume is to grow.
-        activation: the head, ``"softmax"``, ``"sigmoid"`` or ``"none"`` (probabilities; of several channels they
-            exclude each other).
+        activation: the head, ``"softmax"``, ``"sigmoid"``, ``"none"`` (probabilities; of several channels they
+            exclude each other), or ``"auto"``: a sigmoid of one channel, a softmax of several.
         soft: count probabilities, not decisions.
 
     Reference for the gradient: Bengio, Léonard, Courville, "Estimating or propagating gradients through stochastic

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from monai_smia.bundle.attack_options import read_attack_options
 from monai_smia.bundle.grid import known_attacks
 from monai_smia.bundle.opening import OpenBundle, open_bundle
 from monai_smia.bundle.provenance import file_checksum
@@ -33,6 +34,7 @@ def evaluate(
     certify_samples: int = 1000,
     views: int = 4,
     no_doctor: bool = False,
+    options: Any = None,
     **more: Any,
 ) -> int:
     """Evaluate a MONAI bundle clean and under attack, and write a report.
@@ -67,12 +69,16 @@ def evaluate(
         certify_samples: noisy copies of each image, each a pass through the network, and a tenth as many before.
         views: how many cases the report shows pictures of.
         no_doctor: do not look for reasons to distrust the numbers.
+        options: JSON or YAML file of arguments that some attacks have to themselves, such as a clinical goal:
+            {"PGD": {"goal": {"_target_": "monai_smia.attacks.ShiftVolume", "structure": 1, "by": 0.3}}}.
         more: arguments of attacks (--norm 2) and ids of the bundle's configuration (--validate#inferer#overlap 0.5).
     """
     fields = {field for fields in known_attacks().values() for field in fields}
     shared = {name: value for name, value in more.items() if name in fields}
     overrides = {name: value for name, value in more.items() if name not in fields}
-    own = attacks is None and eps is None and not shared and (Path(bundle) / "configs" / "attack.json").is_file()
+    given = read_attack_options(options)
+    asked = attacks is not None or eps is not None or shared or given
+    own = not asked and (Path(bundle) / "configs" / "attack.json").is_file()
     if own and steps is not None:
         overrides["steps"] = steps
     place = Path(out) if out is not None else Path("robustness") / Path(bundle).resolve().name
@@ -108,12 +114,12 @@ def evaluate(
                 **common,
             )
         else:
-            image, names = opened.image_format(), attack_names(attacks or ATTACKS)
+            image, names = opened.image_format(), attack_names(attacks or list(given) or ATTACKS)
             outcome = evaluate_under_attack(
                 opened.evaluator(),
                 names,
                 eps,
-                options=opened.attack_options(names),
+                options={**opened.attack_options(names), **given},
                 steps=10 if steps is None else steps,
                 loss_function=opened.loss(),
                 criterion=opened.criterion(),

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import monai_smia.attacks
-from monai_smia.attacks import Attack
+from monai_smia.attacks import Attack, Towards
 from monai_smia.intensity import IntensityScale
 
 
@@ -28,7 +28,8 @@ def attack_grid(
         eps: budgets, in the unit of `intensity`, or in network units where there is none.
         loss_function: given to every attack.
         intensity: converts the budgets, and gives the bounds unless `shared` does.
-        options: name to arguments of that attack alone.
+        options: name to arguments of that attack alone; among them ``goal``, a `ClinicalGoal`, which turns the attack
+            towards it, see `Towards`.
         shared: arguments of every attack that has them (`GaussianNoise` has no ``steps``).
 
     Raises:
@@ -65,7 +66,7 @@ def attack_grid(
             key = f"{name}_{size:g}{unit}"
             if key in grid:
                 raise ValueError(f"names, eps: expected each once; got {key!r} twice")
-            grid[key] = kind(loss_function, eps=network_eps, **arguments)
+            grid[key] = _built(kind, loss_function, eps=network_eps, **arguments)
     return grid
 
 
@@ -77,6 +78,12 @@ def known_attacks() -> dict[str, set[str]]:
         for name, kind in kinds.items()
         if isinstance(kind, type) and issubclass(kind, Attack) and _made_of_a_loss(kind)
     }
+
+
+def _built(kind: Any, loss_function: Any, *, goal: Any = None, **arguments: Any) -> Attack:
+    """An attack, turned towards its clinical goal where it is given one."""
+    attack: Attack = kind(loss_function, **arguments)
+    return attack if goal is None else Towards(attack, goal)
 
 
 def _made_of_a_loss(kind: Any) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from monai_smia.attacks import Attack, AttackResult
+from monai_smia.attacks import Attack, AttackResult, GoalResult
 from monai_smia.handlers.batch import case_files
 from monai_smia.intensity import IntensityScale
 from monai_smia.metrics import compute_perturbation_norm
@@ -94,6 +94,9 @@ class CaseRecorder:
             "backward_passes": result.backward_passes,
             "nonfinite_gradients": result.nonfinite_gradients,
         }
+        if isinstance(result, GoalResult):
+            unit = result.unit
+            columns |= {f"clean_measured [{unit}]": result.clean_measured, f"measured [{unit}]": result.measured}
         lists = {name: value.tolist() for name, value in columns.items()}
         rows = self.rows.setdefault(attack, [])
         rows += [{name: values[i] for name, values in lists.items()} for i in range(len(result.loss))]

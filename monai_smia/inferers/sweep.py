@@ -55,6 +55,7 @@ class Sweep:
         self.shapes: list[torch.Size] = []  # spatial shape of each output for one window
         self.window = torch.Size()
         self.modes = [(module, module.training) for module in predictor.modules]
+        self.passes = [count for m in predictor.modules if (count := m._buffers.get("passes")) is not None]  # drawn by
         self.autocast = [
             (kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind))
             for kind in sorted({"cpu", self.device.type})
@@ -232,8 +233,8 @@ class Sweep:
         return None if self.buffered else scale_of(self.shapes[output], self.window)
 
     def _random_state(self) -> tuple[torch.Tensor, ...]:
-        """The global random state; the last visit's object where nothing has been drawn since."""
-        state: tuple[torch.Tensor, ...] = (torch.get_rng_state(),)
+        """The global random state and the passes counted; the last visit's object where nothing was drawn since."""
+        state: tuple[torch.Tensor, ...] = (torch.get_rng_state(), *(count.clone() for count in self.passes))
         if self.device.type == "cuda":
             state = (*state, torch.cuda.get_rng_state(self.device))
         last = self.visits[-1].random if self.visits else ()
@@ -242,15 +243,19 @@ class Sweep:
     def _set_random_state(self, state: tuple[torch.Tensor, ...]) -> None:
         if self.drew and state:
             torch.set_rng_state(state[0])
-            if len(state) > 1:
-                torch.cuda.set_rng_state(state[1], self.device)
+            with torch.no_grad():
+                for count, value in zip(self.passes, state[1:], strict=False):
+                    count.copy_(value)
+            if self.device.type == "cuda":
+                torch.cuda.set_rng_state(state[-1], self.device)
 
     @contextmanager
     def _as_before(self) -> Iterator[None]:
         """The modes of the first pass; modes, buffers and random state are then again what they were."""
         modes = [(module, module.training) for module, _ in self.modes]
         learning = [module for module, training in self.modes if training]
-        buffers = [(buffer, buffer.clone()) for module in learning for buffer in module.buffers(recurse=False)]
+        kept = [*(buffer for module in learning for buffer in module.buffers(recurse=False)), *self.passes]
+        buffers = [(buffer, buffer.clone()) for buffer in kept]
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices, enabled=self.drew):
             try:

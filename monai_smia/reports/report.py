@@ -31,7 +31,7 @@ class RobustnessReport:
         metrics: run (``"clean"`` or an attack's name) to metric to value, as the evaluator aggregated it.
         cases: one row for each run and case: ``attack``, ``case``, every metric that is known per case
             (``<metric>_<k>`` for its k-th class), and for attacks the columns of `AttackResult`; ``largest_change``
-            is in `unit`.
+            is in `unit`. Attacks towards a clinical goal have ``clean_measured [<unit>]`` and ``measured [<unit>]``.
         attacks: name to the attack's ``repr``.
         unit: unit of the perturbation sizes.
         certificates: rows of `monai_smia.certificates.Certificate.to_rows`, where the clean images were certified.
@@ -78,7 +78,10 @@ class RobustnessReport:
         return cls(**read_saved(folder_or_file))
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per run: its metrics, then the attack's success rate, mean losses, largest change and mean passes."""
+        """One row per run: its metrics, then the attack's success rate, mean losses, largest change and mean passes.
+
+        Of attacks towards a clinical goal also the means of what it is measured by, before and after.
+        """
         rows = []
         for run, values in self.metrics.items():
             row: dict[str, Any] = {"attack": run, **values}
@@ -89,6 +92,8 @@ class RobustnessReport:
                 row[f"largest_change [{self.unit}]"] = max(case["largest_change"] for case in cases)
                 row["forward_passes"] = _mean(cases, "forward_passes")
                 row["backward_passes"] = _mean(cases, "backward_passes")
+                goals = [name for name in cases[0] if name.startswith(("clean_measured", "measured"))]
+                row.update({name: _mean(cases, name) for name in goals})
             elif run == CLEAN and any("clean_loss" in case for case in self.cases):
                 first = [case for case in self.cases if "clean_loss" in case]
                 first = [case for case in first if case["attack"] == first[0]["attack"]]

@@ -9,9 +9,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from monai_smia.attacks import APGD, BIM, DIFGSM, FGSM, MIFGSM, PGD, SMIA, Square, WorstOf
+from monai_smia.attacks.bpda import BPDA
 from monai_smia.attacks.diversity import RandomResize
 from monai_smia.attacks.expectation import EoT
 from monai_smia.attacks.random_views import RandomPreprocessing
+from monai_smia.inferers import GradientSlidingWindowInferer
 
 CE = nn.CrossEntropyLoss()
 GAINS = torch.tensor([0.25, 1.0, 3.0])
@@ -172,3 +174,45 @@ def test_a_network_behind_a_random_resize_is_undone() -> None:
         RandomPreprocessing(nn.Identity(), None)
     with pytest.raises(TypeError, match="network"):
         RandomPreprocessing(None, gain)
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_windows_meet_the_same_draws_in_both_passes(beside: bool) -> None:
+    """The gradient through a sliding window is that of the draws whose prediction was made, to the end."""
+    image = torch.rand(1, 1, 8, 12, generator=seeded(3), dtype=torch.float64)
+    inferer = GradientSlidingWindowInferer(roi_size=(4, 4), sw_batch_size=2, overlap=0.0, progress=False)
+    network = RandomPreprocessing(nn.Identity(), dropout, seed=2)
+    leaf = image.clone().requires_grad_()
+    prediction = inferer.beside(leaf, image + 1, network)[0] if beside else inferer(leaf, network)
+    made = int(network.passes)
+    assert made > 1
+    (gradient,) = torch.autograd.grad(prediction.sum(), leaf)
+    kept = (prediction != 0).double()  # the identity's slope: 1 where a voxel was kept
+    assert 0 < float(kept.mean()) < 1
+    assert torch.equal(gradient, kept)
+    assert int(network.passes) == made
+
+
+def test_a_rounding_is_seen_through_by_windows() -> None:
+    image = torch.rand(2, 1, 9, 7, generator=seeded(3), dtype=torch.float64)
+    inferer = GradientSlidingWindowInferer(roi_size=(4, 4), overlap=0.5, progress=False)
+    leaf = image.clone().requires_grad_()
+    prediction = inferer(leaf, nn.Sequential(BPDA(torch.round, torch.sin)))
+    torch.testing.assert_close(prediction, image.round())
+    (gradient,) = torch.autograd.grad(prediction.sum(), leaf)
+    torch.testing.assert_close(gradient, image.cos())
+
+
+def test_only_the_mask_changes_and_no_sample_sees_another() -> None:
+    """Every sample of a batch draws for itself from the one generator; what may not change does not."""
+    network, image, target = scene(2, dense=True)
+    mask = torch.zeros(1, 1, 9, 7, dtype=torch.bool)
+    mask[..., 2:5, 3:6] = True
+    attack = EoT(BIM(CE, eps=0.1, steps=2), gain, samples=3)
+    together = attack(network, image, target, mask=mask, generator=seeded(4))
+    delta = together.adversarial - image
+    assert torch.equal(delta != 0, mask.expand_as(delta))
+    mates, labels = torch.rand_like(image), target.clone()
+    mates[1], labels[[0, 2]] = image[1], 0
+    among = attack(network, mates, labels, mask=mask, generator=seeded(4))
+    torch.testing.assert_close(among.adversarial[1], together.adversarial[1], rtol=0, atol=1e-12)

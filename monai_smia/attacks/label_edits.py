@@ -9,15 +9,17 @@ import torch
 from monai.data import MetaTensor
 
 from monai_smia.attacks.heads import decisions, like_target, main_output
+from monai_smia.attacks.volumes import head_of
 
 
-def scene(label: torch.Tensor, prediction: Any, activation: str) -> torch.Tensor:
+def labels_seen(label: torch.Tensor, prediction: Any, activation: str) -> torch.Tensor:
     """`label`, or what the network sees in its layout where a prediction is given."""
     label = label.as_tensor() if isinstance(label, MetaTensor) else label
     if prediction is None:
         return label
     output = main_output(prediction)
-    return like_target(decisions(output, activation, label.shape == output.shape), label, output)
+    hard = decisions(output, head_of(activation, output), label.shape == output.shape)
+    return like_target(hard, label, output)
 
 
 def channelled(label: torch.Tensor, rank: int) -> torch.Tensor:
@@ -65,10 +67,16 @@ def removed(label: torch.Tensor, where: torch.Tensor, structure: int, into: int,
 
     Returns:
         Shape and dtype of `label`.
+
+    Raises:
+        ValueError: when a class is needed in its place, and `into` is the structure itself.
     """
     rank = where.ndim - 1
     where = where & holds(label, structure, activation, rank)
     out = channelled(label, rank).clone()
+    one_class = not is_mask(out, structure, activation) and (out.shape[1] == 1 or activation != "sigmoid")
+    if one_class and into == structure:
+        raise ValueError(f"into: expected another class than the structure {structure}; got {into}")
     if out.shape[1] == 1:
         out[:, 0].masked_fill_(where, 0 if is_mask(out, structure, activation) else into)
     else:
