@@ -37,7 +37,7 @@ def read_attack_options(options: Mapping[str, Any] | str | Path | None) -> dict[
     parser = ConfigParser(dict(options))
     try:
         return {name: parser.get_parsed_content(name) for name in options}
-    except (RuntimeError, TypeError, ValueError) as error:
+    except (ImportError, RuntimeError, TypeError, ValueError) as error:
         raise BundleError(f"options: {_first(error)}") from error
 
 
