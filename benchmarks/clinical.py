@@ -12,12 +12,13 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from benchmarks._measure import data_folder, hardware, table
+from benchmarks._measure import data_folder, hardware
 from benchmarks._units import ROOT
 from monai_smia.attacks import Ball, ClinicalGoal, CrossGrade, Erase, Insert, ShiftVolume
 from monai_smia.bundle import evaluate_under_attack, open_bundle
 
 STEPS = 10
+HEADER = ["bundle", "weights", "goal", "eps", "reached", "before to after, mean"]
 WEIGHTS = {"standard": "model.pt", "robust": "model_robust.pt"}
 
 
@@ -122,9 +123,10 @@ def main(options: list[str] | None = None) -> None:
     hardware()
     steps = 2 if arguments.small else arguments.steps
     print(f"- PGD, {steps} steps of 2.5 eps / steps, no random start; validation cases\n", flush=True)
-    rows = []
+    units = [(study, weights) for study in STUDIES if arguments.only in study.bundle for weights in WEIGHTS]
+    for row in (HEADER, ["---"] * len(HEADER)):
+        print("| " + " | ".join(row) + " |", flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        units = [(study, weights) for study in STUDIES if arguments.only in study.bundle for weights in WEIGHTS]
         for i, (study, weights) in enumerate(tqdm(units, desc="clinical goals", file=sys.stderr)):
-            rows += measure(study, weights, steps, 1 if arguments.small else study.cases, Path(folder) / str(i))
-    table(["bundle", "weights", "goal", "eps", "reached", "before to after, mean"], rows)
+            for row in measure(study, weights, steps, 1 if arguments.small else study.cases, Path(folder) / str(i)):
+                print("| " + " | ".join(row) + " |", flush=True)
