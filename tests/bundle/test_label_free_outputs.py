@@ -61,6 +61,7 @@ def free(task: evaluators.Task, activation: str = "softmax", batch_size: int = 3
 
 def attacked(evaluator: Any, out: Path, **arguments: Any) -> Outcome:
     given = {"steps": 3, "bounds": evaluators.BOUNDS, "random_start": False, "progress": False, **arguments}
+    given["diagnose"] = False  # the last image that the inferer sees is the attack's
     return evaluate_under_attack(evaluator, "PGD", f"{EPS}net", out=out, **given)
 
 
