@@ -1,0 +1,24 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Export: attacks on the grid and levels of an image's own file, and files that hold their results."""
+
+from __future__ import annotations
+
+from monai_smia.export.formats import open_stored
+from monai_smia.export.lattice import Lattice
+from monai_smia.export.native import NativeCase, NativeNetwork, NativeResult, native_case
+from monai_smia.export.nifti import NiftiImage
+from monai_smia.export.replay import NotDifferentiableError, replay
+from monai_smia.export.stored import StoredImage
+
+__all__ = [
+    "Lattice",
+    "NativeCase",
+    "NativeNetwork",
+    "NativeResult",
+    "NiftiImage",
+    "NotDifferentiableError",
+    "StoredImage",
+    "native_case",
+    "open_stored",
+    "replay",
+]

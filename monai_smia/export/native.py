@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`NativeCase`: one case of an evaluator, attacked on its file's own grid and levels."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from monai.data import MetaTensor, list_data_collate
+from monai.utils import CommonKeys
+from torch import nn
+
+from monai_smia.attacks import Attack, AttackResult
+from monai_smia.attacks.bpda import BPDA
+from monai_smia.export.formats import open_stored
+from monai_smia.export.replay import Approximation, Loaded, ReplayStep, replay
+from monai_smia.export.stored import StoredImage
+from monai_smia.inferers import gradient_inferer
+
+TOLERANCE = 1e-5
+
+
+class NativeNetwork(nn.Module):
+    r"""A network from the file's values to its prediction.
+
+    .. math:: f(P(Q(x)))
+
+    Q is what the file can hold (rounded to its levels, compressed where the format is lossy), with the gradient of the
+    identity; P is the bundle's preprocessing, with its own gradient; f is the network through its inferer.
+
+    Args:
+        network: f.
+        loaded: the preprocessing at the case, see `replay`.
+        held: Q, on ``(C, *spatial)``.
+        inferer: ``inferer(inputs, network)``.
+    """
+
+    def __init__(
+        self,
+        network: Callable[..., Any],
+        loaded: Loaded,
+        held: Callable[[torch.Tensor], torch.Tensor],
+        inferer: Callable[..., Any],
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.steps: Sequence[ReplayStep] = loaded.steps
+        self.meta = loaded.image.meta
+        self.inferer = inferer
+        self.quantise = BPDA(held)
+
+    def forward(self, image: torch.Tensor) -> Any:
+        """The prediction at the file's values, ``(1, C, *spatial)``."""
+        return self.inferer(self.inputs(image), self.network)
+
+    def inputs(self, image: torch.Tensor) -> MetaTensor:
+        """The network's input at the file's values, batch axis first.
+
+        Raises:
+            ValueError: for more than one image, as every file has a grid of its own.
+        """
+        if len(image) != 1:
+            raise ValueError(f"image: expected one image, as every file has its own grid; got {len(image)}")
+        value = MetaTensor(self.quantise(torch.as_tensor(image[0]).as_subclass(torch.Tensor)), meta=self.meta)
+        for step in self.steps:
+            value = step(value)
+        return value.unsqueeze(0)
+
+
+@dataclass(frozen=True)
+class NativeResult:
+    """A case attacked on its file's grid.
+
+    Attributes:
+        values: ``(C, *spatial)``, physical units, what the file holds: on its levels, inside the budget.
+        attack: what was run, its budget in physical units, whole levels.
+        result: the attack's own result, on ``(1, C, *spatial)``.
+    """
+
+    values: torch.Tensor
+    attack: Attack
+    result: AttackResult
+
+
+@dataclass(frozen=True)
+class NativeCase:
+    """One case of an evaluator on its file's own grid.
+
+    Attributes:
+        path: the file, or folder, of the image.
+        stored: how it holds the image.
+        image: ``(1, C, *spatial)``, physical units.
+        target: as the evaluator's ``prepare_batch`` gives it.
+        network: from the file's values to the prediction.
+    """
+
+    path: Path
+    stored: StoredImage
+    image: MetaTensor
+    target: Any
+    network: NativeNetwork
+
+    def attack(self, attack: Attack, *, generator: torch.Generator | None = None, **arguments: Any) -> NativeResult:
+        """Run an attack whose `eps` is in the file's physical units (HU, grey levels).
+
+        The budget becomes the largest one of whole levels inside `eps`, the bounds what the type can hold, unless the
+        attack has bounds of its own. Random starts, steps and projections work on real numbers; what the network sees
+        at every step is what the file would hold.
+
+        Args:
+            attack: any attack of this package.
+            generator: its source of randomness.
+            arguments: further ones of the attack's call, such as ``mask``.
+
+        Raises:
+            ValueError: when `eps` is under one level of the file.
+        """
+        size = torch.as_tensor(attack.eps)
+        if size.numel() != 1:
+            raise ValueError(f"eps: expected one number, physical units; got {attack.eps!r}")
+        changes: dict[str, Any] = {"eps": self.stored.lattice.whole_levels(float(size))}
+        if attack.bounds is None:
+            changes["bounds"] = self.stored.lattice.bounds
+        fitted = dataclasses.replace(attack, **changes)
+        result = fitted(self.network, self.image, self.target, generator=generator, **arguments)
+        held = self.stored.lattice.nearest(result.adversarial[0].as_subclass(torch.Tensor))
+        return NativeResult(held, fitted, result)
+
+
+def native_case(
+    evaluator: Any,
+    index: int,
+    *,
+    image_key: str = CommonKeys.IMAGE,
+    bpda: Mapping[str, Approximation | None] | None = None,
+) -> NativeCase:
+    """One case of an evaluator, ready to be attacked on its file's own grid.
+
+    Args:
+        evaluator: a MONAI `SupervisedEvaluator` whose data set loads its images from files.
+        index: of the case in the data set.
+        image_key: of the image, and of its path in the data list.
+        bpda: name of a transform without a gradient to what stands in for it, see `replay`.
+
+    Raises:
+        NotDifferentiableError: naming the transforms that no gradient gets through.
+        ValueError: when the file, its loading or the preprocessing is not understood: when what is read from the file
+            is not what the bundle loads, or the replayed preprocessing gives another input than the data set.
+
+    Example:
+        .. code-block:: python
+
+            with open_bundle("lung_ct_segmentation") as bundle:
+                case = native_case(bundle.evaluator(), 0)
+                attacked = case.attack(SMIA(bundle.loss(), eps=10.0))  # HU
+                case.stored.write(attacked.values, Path("adversarial.nii.gz"))
+    """
+    dataset = evaluator.data_loader.dataset
+    item, preprocessing = _source(dataset, index)
+    loaded = replay(preprocessing, item, image_key, bpda)
+    path = _path_of(item[image_key], image_key)
+    stored = open_stored(path)
+    _same_values(stored, loaded.image, path)
+    collate = evaluator.data_loader.collate_fn or list_data_collate
+    batch = collate([dataset[index]])
+    inputs, target = evaluator.prepare_batch(batch, evaluator.state.device, False)[:2]
+    network = NativeNetwork(evaluator.network, loaded, stored.held, gradient_inferer(evaluator.inferer))
+    image = MetaTensor(loaded.image.as_tensor().float(), meta=loaded.image.meta).unsqueeze(0)
+    clean = network.inputs(image) if stored.lossless else loaded.result.unsqueeze(0)
+    if inputs.shape != clean.shape or not torch.allclose(
+        torch.as_tensor(inputs), torch.as_tensor(clean), rtol=0, atol=TOLERANCE * float(inputs.abs().max() + 1)
+    ):
+        raise ValueError(
+            f"preprocessing: replayed from {path.name} it gives another input than the data set: "
+            f"{tuple(clean.shape)} and {tuple(inputs.shape)}"
+        )
+    return NativeCase(path, stored, image, target, network)
+
+
+def _source(dataset: Any, index: int) -> tuple[Mapping[Any, Any], Any]:
+    """The item of the data list and the transform of a MONAI data set."""
+    data, transform = getattr(dataset, "data", None), getattr(dataset, "transform", None)
+    if data is None or transform is None:
+        raise ValueError(f"evaluator: expected a MONAI data set with data and transform; got {type(dataset).__name__}")
+    item = data[index]
+    if not isinstance(item, Mapping):
+        raise ValueError(f"evaluator: expected a data list of dictionaries; got {type(item).__name__}")
+    return item, transform
+
+
+def _path_of(value: Any, key: str) -> Path:
+    if isinstance(value, (list, tuple)):
+        if len(value) != 1:
+            raise ValueError(f"{key}: expected one file for an image; got {len(value)}")
+        value = value[0]
+    return Path(value)
+
+
+def _same_values(stored: StoredImage, image: MetaTensor, path: Path) -> None:
+    """What this package reads from the file is what the bundle's loader gave."""
+    values = stored.values()
+    if tuple(values.shape) != tuple(image.shape):
+        raise ValueError(
+            f"image_key: the bundle loads {path.name} as {tuple(image.shape)}, the file holds {tuple(values.shape)}"
+        )
+    difference = float((values - image.as_tensor().cpu().float()).abs().max())
+    if difference > TOLERANCE * (1 + float(values.abs().max())):
+        raise ValueError(
+            f"image_key: the bundle's loader changes the values of {path.name}, by up to {difference:.4g}; expected "
+            "one that gives what the file holds"
+        )

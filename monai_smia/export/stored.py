@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`StoredImage`: an image as its file holds it, and the copy of it that holds other values."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from monai_smia.export.lattice import Lattice
+
+
+class StoredImage(ABC):
+    """A file, or a folder of files, of one image.
+
+    Attributes:
+        path: the file or folder.
+        lattice: the values that it can hold, in physical units (HU, grey levels), as MONAI's reader gives them.
+        lossless: whether reading a copy back gives the values of the lattice that were written.
+        suffix: of the copies, such as ``".nii.gz"``; empty for a folder.
+    """
+
+    path: Path
+    lattice: Lattice
+    suffix: str
+    lossless: bool = True
+
+    @abstractmethod
+    def values(self) -> torch.Tensor:
+        """The image as MONAI's reader loads it, channel first: ``(C, *spatial)``, float32, physical units."""
+
+    @abstractmethod
+    def write(self, values: torch.Tensor, path: Path) -> None:
+        """A copy of the file with other values; everything else of it is kept.
+
+        The copy appears whole or not at all.
+
+        Args:
+            values: as `values` gives them; each is stored as the nearest that can be held.
+            path: the new file or folder.
+
+        Raises:
+            FileExistsError: when there is something at `path`.
+            ValueError: when the shape is another one, or a value is not finite.
+        """
+
+    def held(self, values: torch.Tensor) -> torch.Tensor:
+        """What reading a copy back gives; a lossy format overrides it."""
+        return self.lattice.nearest(values)
+
+    def check(self, values: torch.Tensor) -> torch.Tensor:
+        """The values as a plain tensor on the CPU.
+
+        Raises:
+            ValueError: as in `write`.
+        """
+        shape = tuple(self.values().shape)
+        if tuple(values.shape) != shape:
+            raise ValueError(f"values: expected {shape}, as {self.path.name} has; got {tuple(values.shape)}")
+        plain = torch.as_tensor(values).detach().cpu().as_subclass(torch.Tensor)
+        if not bool(plain.isfinite().all()):
+            raise ValueError(f"values: expected finite numbers for {self.path.name}; got NaN or infinity")
+        return plain
+
+
+@contextmanager
+def appearing(path: Path) -> Iterator[Path]:
+    """A temporary place beside `path` that becomes it at the end; after an error nothing is left.
+
+    The folder is made. A file and a folder are moved alike.
+
+    Raises:
+        FileExistsError: when there is something at `path`, before and after the work.
+    """
+    refuse_existing(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    place = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    try:
+        made = place / path.name
+        yield made
+        refuse_existing(path)
+        os.rename(made, path)
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def refuse_existing(path: Path) -> None:
+    """Nothing of the user's is overwritten.
+
+    Raises:
+        FileExistsError: naming the path.
+    """
+    if path.exists() or path.is_symlink():
+        raise FileExistsError(f"path: {path} exists; expected a new one")
