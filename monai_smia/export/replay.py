@@ -73,11 +73,9 @@ class ReplayStep:
         """The image after this step."""
         if self.approximation == "own":
             return self._apply(image)
-        wrapped = BPDA(lambda x: self._apply(MetaTensor(x, meta=image.meta)), self._approximate())
+        approximation = None if isinstance(self.approximation, str) else self.approximation
+        wrapped = BPDA(lambda x: self._apply(MetaTensor(x, meta=image.meta)), approximation)
         return MetaTensor(wrapped(image.as_subclass(torch.Tensor)), meta=self.after.meta)
-
-    def _approximate(self) -> Approximation | None:
-        return None if self.approximation is None else self.approximation
 
     def _apply(self, image: MetaTensor) -> MetaTensor:
         inner = _stand_in(self.transform)
