@@ -57,7 +57,7 @@ class NativeNetwork(nn.Module):
         """The prediction at the file's values, ``(1, C, *spatial)``."""
         return self.inferer(self.inputs(image), self.network)
 
-    def inputs(self, image: torch.Tensor) -> MetaTensor:
+    def inputs(self, image: torch.Tensor) -> torch.Tensor:
         """The network's input at the file's values, batch axis first.
 
         Raises:
@@ -68,7 +68,7 @@ class NativeNetwork(nn.Module):
         value = MetaTensor(self.quantise(torch.as_tensor(image[0]).as_subclass(torch.Tensor)), meta=self.meta)
         for step in self.steps:
             value = step(value)
-        return value.unsqueeze(0)
+        return value.as_tensor().unsqueeze(0)
 
 
 @dataclass(frozen=True)
