@@ -26,6 +26,7 @@ LAYERS = [
     "doctor",
     "handlers",
     "engines",
+    "export",
     "data",
     "bundle",
 ]

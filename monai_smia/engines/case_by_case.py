@@ -34,6 +34,9 @@ Fitted = Callable[[str, Attack, torch.Tensor], Attack]
 """``(name, attack, image) -> attack`` with what depends on the batch, such as an eps relative to each image."""
 
 
+Made = Callable[[str, Any, Any, torch.Generator], tuple[Any, AttackResult]]
+"""``(name, engine, batch, generator) -> (batch, result)``: a batch made in another way than by an attack on it."""
+
 CERTIFIED = "certificates"
 """Stage and time of what is no run of the evaluator."""
 
@@ -71,6 +74,7 @@ class CaseByCase:
         resume: go on with what `folder` holds.
         fitted: gives an attack what depends on the batch.
         prepare: a batch to the batch that is evaluated, such as one with labels made of the clean prediction.
+        made: gives the batch of a run where it is not the attack on the network's input, such as one read from a file.
         watchers: see every run.
         diagnose: look for reasons not to believe the numbers, on the network with the first batch that is evaluated
             and in the report, see `monai_smia.doctor`.
@@ -97,6 +101,7 @@ class CaseByCase:
         resume: bool = False,
         fitted: Fitted | None = None,
         prepare: Callable[[Any], Any] | None = None,
+        made: Made | None = None,
         watchers: Sequence[Watcher] = (),
         diagnose: bool = True,
         progress: bool = True,
@@ -111,6 +116,7 @@ class CaseByCase:
         self.settings = dict(settings or {})
         self.fitted = fitted
         self.prepare = prepare
+        self.made = made
         self.watchers = tuple(watchers)
         self.diagnose = diagnose
         self._examined: AttackResult | None = None
@@ -346,6 +352,10 @@ class CaseByCase:
 
     def _attacked(self, run: str, engine: Any) -> tuple[Any, AttackResult]:
         batch, attack = engine.state.batch, self.attacks[run]
+        generator = torch.Generator().manual_seed(batch_seed(self.seed, engine))
+        if self.made is not None:
+            self._bar.set_postfix_str(run)
+            return self.made(run, engine, batch, generator)
         image = batch[self.image_key] if isinstance(batch, dict) else batch[0]
         attack = attack if self.fitted is None else self.fitted(run, attack, image)
 
@@ -359,7 +369,7 @@ class CaseByCase:
             image_key=self.image_key,
             label_key=self.label_key,
             mask_key=self.mask_key,
-            generator=torch.Generator().manual_seed(batch_seed(self.seed, engine)),
+            generator=generator,
             callback=show,
             progress=self.progress,
         )

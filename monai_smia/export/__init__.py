@@ -3,14 +3,17 @@
 
 from __future__ import annotations
 
+from monai_smia.export.cohort import Cohort, write_cohort
 from monai_smia.export.formats import open_stored
 from monai_smia.export.lattice import Lattice
 from monai_smia.export.native import NativeCase, NativeNetwork, NativeResult, native_case
 from monai_smia.export.nifti import NiftiImage
 from monai_smia.export.replay import NotDifferentiableError, replay
 from monai_smia.export.stored import StoredImage
+from monai_smia.export.survival import Survival, survival_of
 
 __all__ = [
+    "Cohort",
     "Lattice",
     "NativeCase",
     "NativeNetwork",
@@ -18,7 +21,10 @@ __all__ = [
     "NiftiImage",
     "NotDifferentiableError",
     "StoredImage",
+    "Survival",
     "native_case",
     "open_stored",
     "replay",
+    "survival_of",
+    "write_cohort",
 ]

@@ -14,8 +14,7 @@ from monai.data import MetaTensor, list_data_collate
 from monai.utils import CommonKeys
 from torch import nn
 
-from monai_smia.attacks import Attack, AttackResult
-from monai_smia.attacks.bpda import BPDA
+from monai_smia.attacks import BPDA, Attack, AttackResult
 from monai_smia.export.formats import open_stored
 from monai_smia.export.replay import Approximation, Loaded, ReplayStep, replay
 from monai_smia.export.stored import StoredImage
@@ -104,6 +103,13 @@ class NativeCase:
     target: Any
     network: NativeNetwork
 
+    @property
+    def name(self) -> str:
+        """The file's name without what its format adds."""
+        name = self.path.name
+        suffix = self.stored.suffix
+        return name[: -len(suffix)] if suffix and name.endswith(suffix) else name.split(".")[0]
+
     def attack(self, attack: Attack, *, generator: torch.Generator | None = None, **arguments: Any) -> NativeResult:
         """Run an attack whose `eps` is in the file's physical units (HU, grey levels).
 
@@ -159,13 +165,20 @@ def native_case(
                 attacked = case.attack(SMIA(bundle.loss(), eps=10.0))  # HU
                 case.stored.write(attacked.values, Path("adversarial.nii.gz"))
     """
-    dataset = evaluator.data_loader.dataset
+    return case_from(evaluator, evaluator.data_loader, index, image_key, bpda)
+
+
+def case_from(
+    evaluator: Any, loader: Any, index: int, image_key: str, bpda: Mapping[str, Approximation | None] | None
+) -> NativeCase:
+    """`native_case` of a loader that the evaluator need not hold at the moment."""
+    dataset = loader.dataset
     item, preprocessing = _source(dataset, index)
     loaded = replay(preprocessing, item, image_key, bpda)
     path = _path_of(item[image_key], image_key)
     stored = open_stored(path)
     _same_values(stored, loaded.image, path)
-    collate = evaluator.data_loader.collate_fn or list_data_collate
+    collate = loader.collate_fn or list_data_collate
     batch = collate([dataset[index]])
     inputs, target = evaluator.prepare_batch(batch, evaluator.state.device, False)[:2]
     network = NativeNetwork(evaluator.network, loaded, stored.held, gradient_inferer(evaluator.inferer))

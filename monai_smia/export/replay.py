@@ -21,7 +21,7 @@ from monai.transforms import (
     Randomizable,
 )
 
-from monai_smia.attacks.bpda import BPDA
+from monai_smia.attacks import BPDA
 
 Approximation = Callable[[torch.Tensor], torch.Tensor]
 Item = dict[Hashable, Any]

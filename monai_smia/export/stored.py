@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import tempfile
@@ -50,6 +51,13 @@ class StoredImage(ABC):
             ValueError: when the shape is another one, or a value is not finite.
         """
 
+    def remove(self, path: Path) -> None:
+        """Take away a copy that an interrupted run left."""
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
     def held(self, values: torch.Tensor) -> torch.Tensor:
         """What reading a copy back gives; a lossy format overrides it."""
         return self.lattice.nearest(values)
@@ -88,6 +96,17 @@ def appearing(path: Path) -> Iterator[Path]:
         os.rename(made, path)
     finally:
         shutil.rmtree(place, ignore_errors=True)
+
+
+def checksum(path: Path) -> str:
+    """SHA-256 of a file, or of all files of a folder in the order of their names."""
+    digest = hashlib.sha256()
+    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    for file in files:
+        with open(file, "rb") as stream:
+            for part in iter(lambda: stream.read(1 << 20), b""):
+                digest.update(part)
+    return digest.hexdigest()
 
 
 def refuse_existing(path: Path) -> None:

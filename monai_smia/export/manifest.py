@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`Manifest`: a MONAI data list of adversarial files that says where each came from."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import monai
+import torch
+
+from monai_smia.export.native import NativeCase, NativeResult
+from monai_smia.export.stored import checksum
+from monai_smia.reports.files import write_whole
+
+LIST = "adversarial"
+"""The key of the data list in the file."""
+
+
+class Manifest:
+    """A JSON file ``{"adversarial": [...]}``; each entry is an item of a data list, with what made it under ``made``.
+
+    ``monai.data.load_decathlon_datalist(file, data_list_key="adversarial")`` reads it. Paths of images are relative to
+    the file, those of sources are absolute.
+
+    Args:
+        file: where it lies; an existing one is gone on with.
+        image_key: of the image in every item.
+    """
+
+    def __init__(self, file: Path, image_key: str) -> None:
+        self.file = file
+        self.image_key = image_key
+
+    def read(self) -> list[dict[str, Any]]:
+        """The entries."""
+        if not self.file.is_file():
+            return []
+        content: list[dict[str, Any]] = json.loads(self.file.read_text(encoding="utf-8"))[LIST]
+        return content
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """An entry more, or in place of the one of the same file; the manifest is written whole."""
+        rows = [old for old in self.read() if old[self.image_key] != row[self.image_key]]
+        self._write(sorted([*rows, dict(row)], key=lambda one: str(one[self.image_key])))
+
+    def keep(self, sources: Sequence[str]) -> None:
+        """Only the entries of these source files: those whose cases are done."""
+        wanted = {os.path.abspath(source) for source in sources}
+        self._write([row for row in self.read() if os.path.abspath(row["made"]["source"]) in wanted])
+
+    def _write(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        write_whole(self.file, json.dumps({LIST: rows}, indent=2, default=str) + "\n", overwrite=True)
+
+
+def entry(
+    item: Mapping[Any, Any],
+    image_key: str,
+    case: NativeCase,
+    done: NativeResult,
+    written: Path,
+    unit: str,
+    seed: int,
+) -> dict[str, Any]:
+    """The item of the data list with the adversarial file, and how it was made."""
+    made = {
+        "source": str(case.path.absolute()),
+        "source_sha256": checksum(case.path),
+        "sha256": checksum(written),
+        "attack": repr(done.attack),
+        "eps": float(torch.as_tensor(done.attack.eps)),
+        "unit": unit,
+        "seed": seed,
+        "largest_change": float((done.values - case.image[0].as_tensor().cpu()).abs().max()),
+        "clean_loss": float(done.result.clean_loss),
+        "loss": float(done.result.loss),
+        "versions": {"monai_smia": version("monai-smia"), "monai": monai.__version__, "torch": str(torch.__version__)},
+    }
+    others = {str(key): _absolute(value) for key, value in item.items() if key != image_key}
+    return {image_key: f"images/{written.name}", **others, "made": made}
+
+
+def _absolute(value: Any) -> Any:
+    """Paths of labels as they are on this machine; anything else as it is."""
+    if isinstance(value, (str, Path)) and Path(value).exists():
+        return str(Path(value).absolute())
+    return value
