@@ -13,6 +13,7 @@ MODULES = [
     "data",
     "doctor",
     "engines",
+    "export",
     "handlers",
     "inferers",
     "losses",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command `monai-smia`: evaluate, inspect, train, report, attacks, overlay."""
+"""The command `monai-smia`: evaluate, export, inspect, train, report, attacks, overlay."""
 
 from __future__ import annotations
 
@@ -39,10 +39,18 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _commands() -> dict[str, Callable[..., int]]:
-    from monai_smia.bundle import command_evaluate, command_inspect, command_overlay, command_report, command_train
+    from monai_smia.bundle import (
+        command_evaluate,
+        command_export,
+        command_inspect,
+        command_overlay,
+        command_report,
+        command_train,
+    )
 
     return {
         "evaluate": command_evaluate.evaluate,
+        "export": command_export.export,
         "inspect": command_inspect.inspect,
         "train": command_train.train,
         "report": command_report.report,

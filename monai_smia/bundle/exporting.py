@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`export_cohort`: an adversarial copy of every case of an evaluator as files, from names and units."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from monai.utils import CommonKeys
+
+import monai_smia.attacks
+from monai_smia.attacks import Attack
+from monai_smia.bundle.cases import as_cases, limited
+from monai_smia.bundle.eps import Budget, parse_eps
+from monai_smia.bundle.grid import known_attacks
+from monai_smia.bundle.probing import probe
+from monai_smia.engines.guards import postprocessing_of
+from monai_smia.export import Cohort, write_cohort
+from monai_smia.intensity import IntensityScale
+
+STORED = ("HU", "grey", "intensity", "%")
+"""Units of what files hold: the unit of the stored numbers, by any name, or percent of each image's own range."""
+
+
+def export_cohort(
+    evaluator: Any,
+    attack: str = "SMIA",
+    eps: Any = "10HU",
+    *,
+    loss_function: Any = None,
+    steps: int = 10,
+    options: Mapping[str, Any] | None = None,
+    cases: Any = None,
+    bpda: Mapping[str, Any] | None = None,
+    intensity: IntensityScale | None = None,
+    image_key: str = CommonKeys.IMAGE,
+    label_key: str = CommonKeys.LABEL,
+    seed: int = 0,
+    out: str | Path = "adversarial",
+    resume: bool = False,
+    progress: bool = True,
+    **shared: Any,
+) -> Cohort:
+    """Attack every case on its file's own grid and levels, and write an adversarial copy with a manifest.
+
+    Args:
+        evaluator: a MONAI `SupervisedEvaluator` whose data set loads its images from files.
+        attack: a name in `monai_smia.attacks`.
+        eps: one budget with its unit: ``"10HU"``, ``"2grey"``, ``"1%"`` of each image's own range, or ``"5intensity"``
+            for stored numbers without a name.
+        loss_function: on the network's raw output; ``None`` infers one.
+        steps: of an iterated attack.
+        options: arguments of the attack.
+        cases: how many, the first ones, or file names; ``None`` for all.
+        bpda: see `monai_smia.export.native_case`.
+        intensity: physical unit of the network's input, for the report.
+        image_key, label_key, seed, resume, progress: see `monai_smia.export.write_cohort`.
+        out: folder of the copies.
+        shared: further arguments of the attack, if it has them.
+
+    Raises:
+        TypeError, ValueError: in one line, naming the argument.
+        FileExistsError: when `out` holds something and `resume` is false.
+    """
+    known = known_attacks()
+    if attack not in known:
+        raise ValueError(f"attack: expected a name among {sorted(known)}; got {attack!r}")
+    budget = stored_budget(eps)
+    if cases is not None:
+        limited(evaluator.data_loader.dataset, as_cases(cases))
+    post = postprocessing_of(evaluator)
+    found = probe(evaluator, loss_function, None, post, None, image_key, label_key, required=True)
+    if found.label_free or found.task is None:
+        raise ValueError(f"label_key: an attack needs labels; the batches have none under {label_key!r}")
+    wanted = {"steps": steps, "activation": found.task.activation, "criterion": found.task.criterion, **shared}
+    strange = set(shared) - known[attack]
+    if strange:
+        raise TypeError(f"{attack}: expected arguments among {sorted(known[attack])}; got {sorted(strange)}")
+    arguments = {name: value for name, value in wanted.items() if name in known[attack]} | dict(options or {})
+    relative = budget.unit == "%"
+    size = budget.value / 100 if relative else budget.value
+    built: Attack = getattr(monai_smia.attacks, attack)(found.task.loss_function, eps=size, **arguments)
+    return write_cohort(
+        evaluator,
+        built,
+        out,
+        relative=relative,
+        image_key=image_key,
+        label_key=label_key,
+        bpda=bpda,
+        intensity=intensity,
+        unit=budget.unit,
+        seed=seed,
+        resume=resume,
+        progress=progress,
+    )
+
+
+def stored_budget(eps: Any) -> Budget:
+    """One budget in the unit of what files hold.
+
+    Raises:
+        ValueError: for several, and for a unit that a file's numbers do not have.
+
+    Example:
+        >>> stored_budget("10HU").value, stored_budget("1%").unit
+        (10.0, '%')
+    """
+    budgets = parse_eps(eps)
+    if len(budgets) != 1 or budgets[0].unit not in STORED:
+        raise ValueError(f"eps: expected one budget in {', '.join(STORED)}, as files hold it; got {eps!r}")
+    return budgets[0]
+
+
+def cohort_markdown(cohort: Cohort) -> str:
+    """The survival of the damage, and where the files are."""
+    lines = ["| | clean | in memory | on disk | survival |", "|:--|--:|--:|--:|--:|"]
+    for row in cohort.survival:
+        lines.append(f"| {row.metric} | {row.clean:.4f} | {row.memory:.4f} | {row.disk:.4f} | {row.rate:.3f} |")
+    return "\n".join([*lines, "", f"Cohort: {cohort.manifest}"])
