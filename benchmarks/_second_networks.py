@@ -86,8 +86,8 @@ SECOND = {
         },
         8,
     ),
-    "endoscopy_polyp_segmentation": Second(residual(2, 3, 1), 8),
+    "endoscopy_polyp_segmentation": Second(residual(2, 3, 1), 5),
     "fundus_dr_classification": Second(dense(3, "@num_classes"), 20),
     "hippocampus_mri_segmentation": Second(residual(3, 1, 3), 8),
-    "lung_ct_segmentation": Second(residual(3, 1, 3), 3),
+    "lung_ct_segmentation": Second(residual(3, 1, 3), 2),
 }

@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks._lung_ct import PREPARED
+from benchmarks._measure import data_folder
 from benchmarks._second_networks import SECOND
 from benchmarks._study_tables import BEGIN, END, render
 from benchmarks._study_victims import SUBJECTS, second_weights
@@ -27,9 +29,8 @@ CASES = 12
 
 def training(name: str, out: Path) -> dict[str, Any]:
     """Arguments of MONAI's bundle command that train the second network of a bundle as its own is trained."""
-    from benchmarks._measure import data_folder
-
     root, folder = ROOT / "bundles" / name, second_weights(out, name).parent.resolve()
+    lung = name == "lung_ct_segmentation"
     arguments: dict[str, Any] = {
         "config_file": [str(root / "configs" / "train.json")],
         "bundle_root": str(root),
@@ -37,9 +38,17 @@ def training(name: str, out: Path) -> dict[str, Any]:
         "epochs": SECOND[name].epochs,
         "ckpt_dir": str(folder),
         "output_dir": str(folder / "eval"),
-        "dataset_dir": str((data_folder() / (SUBJECTS[name].data or "lung_ct")).resolve()),
+        "dataset_dir": str((ROOT / PREPARED if lung else data_folder() / str(SUBJECTS[name].data)).resolve()),
     }
-    return arguments | ({"train_cases": ["lung2"]} if name == "lung_ct_segmentation" else {})
+    return arguments | ({"train_cases": ["lung2"]} if lung else {})
+
+
+def prepare_lungs() -> list[str]:
+    """The command that derives the lung masks, in the layout of the lung bundle."""
+    script = ROOT / "bundles" / "lung_ct_segmentation" / "scripts" / "prepare_data.py"
+    source, output = (data_folder() / "lung_ct").resolve(), ROOT / PREPARED
+    names = ["--source", str(source), "--cases", "lung1", "lung2", "--output", str(output)]
+    return [sys.executable, str(script), *names]
 
 
 def run_all(commands: Sequence[tuple[list[str], Path | None]], jobs: int) -> None:
@@ -86,6 +95,8 @@ def train_second_networks(names: Sequence[str], out: Path, jobs: int) -> None:
             arguments = folder / "arguments.json"
             write_whole(arguments, json.dumps(training(name, out), indent=2) + "\n", overwrite=True)
             print(f"training the second network of {name}; log: {folder / 'log.txt'}", file=sys.stderr)
+            if name == "lung_ct_segmentation" and not (ROOT / PREPARED / "lung2_lungs.nii.gz").is_file():
+                run_all([(prepare_lungs(), folder / "log.txt")], 1)
             command = [sys.executable, "-m", "benchmarks._bundle_run", str(arguments.resolve())]
             commands.append((command, folder / "log.txt"))
     run_all(commands, jobs)
