@@ -24,7 +24,7 @@ from benchmarks._units import ROOT, THREADS
 from monai_smia.reports.files import write_whole
 
 OUT = Path("runs") / "smia_study"
-CASES = 12
+CASES = 10
 
 
 def training(name: str, out: Path) -> dict[str, Any]:
@@ -142,6 +142,7 @@ def parse(options: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=cores, help="processes of one thread (default: cores, %(default)s)")
     parser.add_argument("--out", type=Path, default=OUT, help="records; nothing is measured twice (%(default)s)")
     parser.add_argument("--write", type=Path, metavar="FILE", help="put the tables between the file's two markers")
+    parser.add_argument("--only-tables", action="store_true", help="of what is measured; measure nothing more")
     return parser.parse_args(options)
 
 
@@ -149,8 +150,9 @@ def main(options: list[str] | None = None) -> None:
     """Train the second networks, measure what is not measured yet, print the tables."""
     arguments = parse(options)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    train_second_networks(arguments.bundles, arguments.out, arguments.jobs)
-    measure(arguments.bundles, arguments.split, arguments.cases, arguments.out, arguments.jobs)
+    if not arguments.only_tables:
+        train_second_networks(arguments.bundles, arguments.out, arguments.jobs)
+        measure(arguments.bundles, arguments.split, arguments.cases, arguments.out, arguments.jobs)
     shown = [f"--split {arguments.split}"] + ([f"--cases {arguments.cases}"] if arguments.cases != CASES else [])
     command = f"python -m benchmarks smia_study {' '.join(shown)}"
     text = render(arguments.out, arguments.bundles, arguments.split, arguments.cases, command)

@@ -157,7 +157,8 @@ class SMIA(GradientAttack):
     Through a `GradientSlidingWindowInferer` twin and iterate share the forward pass over the windows.
 
     Args:
-        stabilization_weight: :math:`\lambda \ge 0`; 0 is BIM, bit for bit, at BIM's cost.
+        stabilization_weight: :math:`\lambda \ge 0`; 0 is BIM, bit for bit, at BIM's cost. The default did the most
+            damage of those tried on validation images, see `docs/smia_study.md`; larger ones take it away.
         smooth: the twin: ``"perturbation"`` filters the last step (the authors' code), ``"image"`` filters the
             iterate (the abstract's words read literally).
         divergence: D: ``"kl"``, the divergence KL(iterate || twin), per voxel for dense outputs, averaged, binary for
@@ -190,7 +191,7 @@ class SMIA(GradientAttack):
     with the ground truth given.
     """
 
-    stabilization_weight: float = 1.0
+    stabilization_weight: float = 0.3
     smooth: str = "perturbation"
     divergence: str | Divergence = "kl"
     combine: str = "loss"

@@ -260,7 +260,7 @@ def test_inspect_and_attacks(tmp_path: Path, data: Path, monkeypatch: pytest.Mon
     assert "missing: " in capsys.readouterr().out
     assert run(tmp_path, monkeypatch, "attacks") == 0
     said = capsys.readouterr().out
-    for word in ("SMIA: ", "PGD: ", "steps=10", "stabilization_weight=1.0"):
+    for word in ("SMIA: ", "PGD: ", "steps=10", "stabilization_weight=0.3"):
         assert word in said
 
 
