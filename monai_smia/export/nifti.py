@@ -59,7 +59,7 @@ class NiftiImage(StoredImage):
         grid = plain.movedim(0, -1) if self._levels.ndim == 4 else plain[0]
         if self.lattice.continuous:
             slope, intercept = float(self._proxy.slope), float(self._proxy.inter)
-            levels = (grid.double().numpy() - intercept) / slope
+            levels = (grid.double().numpy() - intercept) / slope + 0.0  # no negative zeros
         else:
             levels = self.lattice.levels(grid).numpy() * self._sign
         voxels = levels.astype(self._levels.dtype).tobytes(order="F")
