@@ -59,7 +59,7 @@ class ParametrizedAttack(GradientAttack, ABC):
                     value = value - penalty.sum()
                 (slope,) = torch.autograd.grad(value, leaf)
             slope = torch.where(bad.reshape(-1, *[1] * (slope.ndim - 1)), 0.0, slope)
-            update, state = step.update(threat.restrict(slope), state)
+            update, state = step.update(threat.feasible(slope, z.detach()), state)
             z = threat.project(image, z + update)
         return _apply(self.threat_model(setting, 1.0), image, z.detach()), nonfinite
 

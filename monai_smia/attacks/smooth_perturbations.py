@@ -51,6 +51,9 @@ class SmoothedBall(ThreatModel):
     def restrict(self, gradient: torch.Tensor) -> torch.Tensor:
         return self.ball.restrict(gradient)
 
+    def feasible(self, gradient: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+        return self.ball.feasible(gradient, z)
+
 
 @dataclass(frozen=True, repr=False, eq=False, kw_only=True)
 class SAP(ParametrizedAttack):

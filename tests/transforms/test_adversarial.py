@@ -180,7 +180,7 @@ def test_inferer_is_used() -> None:
 def test_the_affine_reaches_the_attack() -> None:
     task = Task(3)
     image, label, network = task.images()[0], task.labels()[0], task.network()
-    attack = SMIA(task.loss(), eps=EPS, steps=3, bounds=BOUNDS, sigma=2.0, sigma_unit="mm")
+    attack = SMIA(task.loss(), eps=EPS, steps=3, bounds=BOUNDS, stabilization_weight=1.0, sigma=2.0, sigma_unit="mm")
     found = AdversarialAttack(attack, network)(meta_image(image), label)
     assert torch.equal(found.as_tensor(), direct(attack, network, MetaTensor(image, affine=AFFINE), label))
     assert not torch.equal(found.as_tensor(), direct(attack, network, MetaTensor(image), label))
