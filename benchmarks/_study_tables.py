@@ -30,7 +30,7 @@ def render(out: Path, names: Sequence[str], split: str, cases: int, command: str
     measured = [found for found in measured if found.has("clean")]
     head = [f"`{command}`", "\n".join(environment()), described(measured)]
     if split == "test":
-        return "\n\n".join([*head, *damage_section(measured, [spec.name for spec in shown_once("")])])
+        return "\n\n".join([*head, *damage_section(measured, [spec.name for spec in shown_once("") if spec.kind])])
     best = best_of_all(measured)
     chosen = list(dict.fromkeys([*PLAIN, FIRST_DEFAULT.name, best.name, authors("", WEIGHTS[0]).name]))
     sections = (

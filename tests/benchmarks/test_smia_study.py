@@ -280,3 +280,11 @@ def test_every_table_is_there(
     assert replace_region(page, "new", "test") == page.replace("old", "new")
     with pytest.raises(ValueError, match="validation tables"):
         replace_region(page, "new", "validation")
+
+
+def test_the_table_of_the_test_split_has_the_default(tiny: list[tuple[str, int, str]], tmp_path: Path) -> None:
+    run(Job((NAME,), "test", 3, 0, 1, str(tmp_path)))
+    assert {model for model, *_ in tiny} == {"first"}
+    text = render(tmp_path, [NAME], "test", 3, "command")
+    assert "| SMIA, default | 20 + 10 |" in text
+    assert "| clean |" not in text
