@@ -5,6 +5,7 @@ from __future__ import annotations
 import _thread
 import hashlib
 import json
+import signal
 import sys
 import threading
 import time
@@ -192,9 +193,13 @@ def test_an_interrupt_stops_what_runs_and_the_next_command_goes_on(tmp_path: Pat
             time.sleep(0.05)
         _thread.interrupt_main()
 
-    threading.Thread(target=interrupt, daemon=True).start()
-    with pytest.raises(KeyboardInterrupt):
-        run_units(units, 1, stand_in)
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    try:
+        threading.Thread(target=interrupt, daemon=True).start()
+        with pytest.raises(KeyboardInterrupt):
+            run_units(units, 1, stand_in)
+    finally:
+        signal.signal(signal.SIGINT, inherited)
     assert [finished(unit) is not None for unit in units] == [True, False]
     units[1].settings["how"] = "well"
     run_units(units, 1, stand_in)
