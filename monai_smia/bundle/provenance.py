@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from monai_smia.export.stored import checksum
+
 
 def hardware(device: torch.device) -> str:
     """The processor that computed, and with how many threads."""
@@ -41,15 +43,7 @@ def file_checksum(file: Path | None) -> str:
     """SHA-256 of a file; of weights."""
     if file is None or not file.is_file():
         return "unknown"
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(stream)
-
-
-def _digest(stream: Any) -> str:
-    digest = hashlib.sha256()
-    for part in iter(lambda: stream.read(1 << 20), b""):
-        digest.update(part)
-    return digest.hexdigest()
+    return checksum(file)
 
 
 def _portable(value: Any) -> Any:

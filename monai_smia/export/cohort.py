@@ -79,7 +79,7 @@ def write_cohort(
         progress: show a bar.
 
     Raises:
-        FileExistsError: when `folder` holds something and `resume` is false.
+        FileExistsError: when `folder` holds something and `resume` is false, or something else than a cohort.
         RuntimeError: when the first cases all fail alike.
 
     Example:
@@ -90,11 +90,14 @@ def write_cohort(
             print(cohort.survival)
     """
     place = Path(folder).absolute()
-    if place.exists() and any(place.iterdir()) and not resume:
-        raise FileExistsError(f"folder: {place} holds something; expected a new folder, or resume=True")
+    manifest = Manifest(place / "manifest.json", image_key)
+    if place.exists() and any(place.iterdir()) and not (resume and manifest.exists()):
+        wanted = "one with a cohort" if resume else "a new folder, or resume=True"
+        raise FileExistsError(f"folder: {place} holds something; expected {wanted}")
+    manifest.begin()
     loader = evaluator.data_loader
     evaluator.data_loader = DataLoader(loader.dataset, batch_size=1, num_workers=0, collate_fn=loader.collate_fn)
-    maker = _Maker(evaluator, attack, relative, place, image_key, dict(bpda or {}), unit, seed)
+    maker = _Maker(evaluator, attack, relative, manifest, dict(bpda or {}), unit, seed)
     try:
         run = CaseByCase(
             evaluator,
@@ -113,8 +116,8 @@ def write_cohort(
         report = run.run()
     finally:
         evaluator.data_loader = loader
-    manifest = maker.manifest
-    manifest.keep(run.state.names)
+    for row in manifest.keep(run.state.names):  # of cases that failed after their file was there
+        (place / row[image_key]).unlink()
     return Cohort(place, manifest.file, report, survival_of(report, IN_MEMORY, ON_DISK), run.failures)
 
 
@@ -126,16 +129,15 @@ class _Maker:
         evaluator: Any,
         attack: Attack,
         relative: bool,
-        folder: Path,
-        image_key: str,
+        manifest: Manifest,
         bpda: dict[str, Approximation | None],
         unit: str,
         seed: int,
     ) -> None:
         self.evaluator, self.loader = evaluator, evaluator.data_loader
-        self.attack, self.relative, self.image_key = attack, relative, image_key
-        self.folder, self.bpda, self.unit, self.seed = folder, bpda, unit, seed
-        self.manifest = Manifest(folder / "manifest.json", image_key)
+        self.attack, self.relative, self.manifest = attack, relative, manifest
+        self.image_key = manifest.image_key
+        self.bpda, self.unit, self.seed = bpda, unit, seed
         self._written: tuple[NativeCase, NativeResult, Path] | None = None
 
     def __call__(self, run: str, engine: Any, batch: Any, generator: torch.Generator) -> tuple[Any, AttackResult]:
@@ -148,9 +150,9 @@ class _Maker:
     def _attack(self, index: int, batch: Any, generator: torch.Generator) -> tuple[Any, AttackResult]:
         case = case_from(self.evaluator, self.loader, index, self.image_key, self.bpda)
         done = case.attack(self._fitted(case), generator=generator)
-        target = self.folder / "images" / f"{index:04d}_{case.name}{case.stored.suffix}"
+        target = self.manifest.file.parent / "images" / f"{index:04d}_{case.name}{case.stored.suffix}"
         if target.exists():  # of a run that was killed before it noted the case: the same numbers again
-            case.stored.remove(target)
+            target.unlink()
         case.stored.write(done.values, target)
         self._written = case, done, target
         inputs = case.network.inputs(done.values.unsqueeze(0)).detach()

@@ -10,7 +10,7 @@ from monai_smia.export.stored import StoredImage
 
 
 def open_stored(path: str | Path) -> StoredImage:
-    """The image in a file, or in a folder of DICOM instances.
+    """The image in a file: NIfTI so far.
 
     Raises:
         FileNotFoundError: when nothing is there.

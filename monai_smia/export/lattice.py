@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,8 +47,8 @@ class Lattice:
             raise ValueError(f"lowest, highest: expected lowest < highest; got {self.lowest}, {self.highest}")
 
     @classmethod
-    def of_type(cls, dtype: Any, slope: Any = 1.0, intercept: Any = 0.0) -> Lattice:
-        """The lattice of a numpy type.
+    def of_type(cls, dtype: Any, slope: float = 1.0, intercept: float = 0.0) -> Lattice:
+        """The lattice of a numpy type; for a negative slope its levels count the other way.
 
         Raises:
             ValueError: for a type that holds neither integers nor floating-point numbers.
@@ -59,8 +58,9 @@ class Lattice:
             return cls(0.0)
         if kind.kind not in "iu":
             raise ValueError(f"dtype: expected integers or floating-point numbers; got {kind}")
-        limits = np.iinfo(kind)
-        return cls(slope, intercept, int(limits.min), int(limits.max))
+        sign = -1 if slope < 0 else 1
+        ends = sorted(sign * int(end) for end in (np.iinfo(kind).min, np.iinfo(kind).max))
+        return cls(abs(slope), intercept, *ends)
 
     @property
     def continuous(self) -> bool:
@@ -104,11 +104,11 @@ class Lattice:
         """
         if self.continuous:
             return float(eps)
-        coarsest = float(torch.as_tensor(self.slope, dtype=torch.float64).max())
-        count = math.floor(eps / coarsest * (1 + 1e-9))
-        if count < 1 and eps > 0:
-            raise ValueError(f"eps: expected at least one level of the file, {coarsest:g}; got {eps:g}")
-        return count * coarsest
+        slopes = torch.as_tensor(self.slope, dtype=torch.float64)
+        counts = (eps / slopes * (1 + 1e-9)).floor()
+        if eps > 0 and bool((counts < 1).any()):
+            raise ValueError(f"eps: expected at least one level of the file, {float(slopes.max()):g}; got {eps:g}")
+        return float((counts * slopes).min())
 
     def _broadcast(self, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return (

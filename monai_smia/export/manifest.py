@@ -36,10 +36,17 @@ class Manifest:
         self.file = file
         self.image_key = image_key
 
+    def exists(self) -> bool:
+        """Whether the file is there."""
+        return self.file.is_file()
+
+    def begin(self) -> None:
+        """An empty manifest where there is none: the mark of a cohort's folder, before anything else is in it."""
+        if not self.exists():
+            self._write([])
+
     def read(self) -> list[dict[str, Any]]:
         """The entries."""
-        if not self.file.is_file():
-            return []
         content: list[dict[str, Any]] = json.loads(self.file.read_text(encoding="utf-8"))[LIST]
         return content
 
@@ -48,10 +55,13 @@ class Manifest:
         rows = [old for old in self.read() if old[self.image_key] != row[self.image_key]]
         self._write(sorted([*rows, dict(row)], key=lambda one: str(one[self.image_key])))
 
-    def keep(self, sources: Sequence[str]) -> None:
-        """Only the entries of these source files: those whose cases are done."""
+    def keep(self, sources: Sequence[str]) -> list[dict[str, Any]]:
+        """Only the entries of these source files, those whose cases are done; the others are returned."""
         wanted = {os.path.abspath(source) for source in sources}
-        self._write([row for row in self.read() if os.path.abspath(row["made"]["source"]) in wanted])
+        rows = self.read()
+        kept = [row for row in rows if os.path.abspath(row["made"]["source"]) in wanted]
+        self._write(kept)
+        return [row for row in rows if row not in kept]
 
     def _write(self, rows: Sequence[Mapping[str, Any]]) -> None:
         write_whole(self.file, json.dumps({LIST: rows}, indent=2, default=str) + "\n", overwrite=True)

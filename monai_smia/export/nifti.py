@@ -45,7 +45,10 @@ class NiftiImage(StoredImage):
             raise ValueError(f"path: expected two to four axes; got {self._levels.shape} in {self.path}")
         slope = float(self._proxy.slope)
         self._sign = -1 if slope < 0 else 1
-        self.lattice = self._lattice_of(slope, float(self._proxy.inter))
+        try:
+            self.lattice = Lattice.of_type(self._levels.dtype, slope, float(self._proxy.inter))
+        except ValueError as error:
+            raise ValueError(f"path: {self.path}: {error}") from None
         self.suffix = ".nii.gz" if self.path.name.endswith(".gz") else ".nii"
 
     def values(self) -> torch.Tensor:
@@ -68,15 +71,6 @@ class NiftiImage(StoredImage):
         content = content[:begin] + voxels + content[begin + len(voxels) :]
         with appearing(path) as place:
             place.write_bytes(gzip.compress(content, mtime=0) if path.name.endswith(".gz") else content)
-
-    def _lattice_of(self, slope: float, intercept: float) -> Lattice:
-        kind = self._levels.dtype
-        if kind.kind not in "iuf":
-            raise ValueError(f"path: expected integers or floating-point numbers; got {kind} in {self.path}")
-        if kind.kind == "f":
-            return Lattice(0.0)
-        limits = np.iinfo(kind)
-        return Lattice(abs(slope), intercept, *sorted(self._sign * int(end) for end in (limits.min, limits.max)))
 
 
 def _load(path: Path) -> Any:

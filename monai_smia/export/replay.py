@@ -127,7 +127,7 @@ def replay(
 
 def flatten(preprocessing: Any) -> list[Any]:
     """The transforms in their order, without the `Compose` around them."""
-    if isinstance(preprocessing, Compose) and type(preprocessing) is Compose:
+    if type(preprocessing) is Compose:
         return flatten(preprocessing.transforms)
     if isinstance(preprocessing, Sequence):
         return [inner for transform in preprocessing for inner in flatten(transform)]

@@ -51,13 +51,6 @@ class StoredImage(ABC):
             ValueError: when the shape is another one, or a value is not finite.
         """
 
-    def remove(self, path: Path) -> None:
-        """Take away a copy that an interrupted run left."""
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
-
     def held(self, values: torch.Tensor) -> torch.Tensor:
         """What reading a copy back gives; a lossy format overrides it."""
         return self.lattice.nearest(values)

@@ -6,12 +6,13 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from monai.data import DataLoader, Dataset, load_decathlon_datalist
+from monai.data import DataLoader, Dataset, list_data_collate, load_decathlon_datalist
 from monai.engines import SupervisedEvaluator
 from monai.handlers import MeanDice, from_engine
 from monai.transforms import (
@@ -197,8 +198,26 @@ def test_a_budget_of_each_images_range_is_its_own(items: list[dict[str, str]], t
 def test_nothing_is_overwritten(items: list[dict[str, str]], tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("mine")
-    with pytest.raises(FileExistsError, match=r"folder: .*out holds something; expected a new folder, or resume=True"):
-        write_cohort(evaluator(items), attack(), tmp_path / "out", progress=False)
+    for resume, message in ((False, "expected a new folder, or resume=True"), (True, "expected one with a cohort")):
+        with pytest.raises(FileExistsError, match=rf"folder: .*out holds something; {message}"):
+            write_cohort(evaluator(items), attack(), tmp_path / "out", resume=resume, progress=False)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.txt"]
+
+
+def test_a_case_that_fails_after_it_was_written_leaves_no_file(items: list[dict[str, str]], tmp_path: Path) -> None:
+    engine = evaluator(items)
+
+    def unreadable(batch: list[dict[str, Any]]) -> Any:
+        if Path(batch[0]["image"].meta["filename_or_obj"]).name.startswith("0002_"):
+            raise OSError("a copy that cannot be read")
+        return list_data_collate(batch)
+
+    engine.data_loader.collate_fn = unreadable
+    cohort = write_cohort(engine, attack(), tmp_path / "out", progress=False)
+    assert [failure.stage for failure in cohort.failures] == ["on disk"]
+    names = [path.name for path in sorted((tmp_path / "out" / "images").iterdir())]
+    assert names == ["0000_image0.nii.gz", "0001_image1.nii.gz", "0003_image3.nii.gz"]
+    assert len(json.loads(cohort.manifest.read_text())["adversarial"]) == 3
 
 
 @pytest.mark.parametrize("eps", ["1HU,2HU", "4/255", "0.1net"])

@@ -152,6 +152,9 @@ def test_slices_may_differ_in_their_slope() -> None:
     assert held.nearest(torch.tensor([[3.4, 3.4], [99.0, 99.0]])).tolist() == [[3.0, 5.0], [10.0, 95.0]]
     assert held.bounds == (-5.0, 95.0)
     assert held.whole_levels(25.0) == 20.0
+    odd = Lattice(torch.tensor([0.7, 1.0]), 0.0, -10, 10)
+    budget = odd.whole_levels(2.0)  # two levels of 1.0 would round to three of 0.7
+    assert float(odd.nearest(torch.tensor([budget, budget])).max()) <= 2.0
 
 
 def test_floating_types_hold_every_value() -> None:
