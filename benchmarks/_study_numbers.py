@@ -64,11 +64,11 @@ class Measured:
         return float(np.var(np.stack(changes), axis=0, ddof=1).mean())
 
 
-def read(out: Path, split: str, name: str, cases: Sequence[int] | None = None) -> Measured:
-    """The records of a bundle, of the given cases only."""
+def read(out: Path, split: str, name: str) -> Measured:
+    """The records of a bundle."""
     folder = out / split / name
-    kept = [row for row in Records(folder).read().values() if cases is None or row["case"] in cases]
-    return Measured(name, {model: by_attack(kept, model) for model in ("first", "second")}, folder)
+    rows = Records(folder).read().values()
+    return Measured(name, {model: by_attack(rows, model) for model in ("first", "second")}, folder)
 
 
 def paired(one: Values, other: Values) -> Values:

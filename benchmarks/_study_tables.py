@@ -11,9 +11,10 @@ import numpy as np
 
 from benchmarks._study_attacks import WEIGHTS, SmiaReading, authors, readings, shown_once, stability_specs
 from benchmarks._study_numbers import Measured, Values, interval, mean, paired, pooled, read
-from benchmarks._study_victims import SUBJECTS, chosen_cases
+from benchmarks._study_victims import SUBJECTS
 from benchmarks._study_views import VIEWS
 from benchmarks._units import environment
+from benchmarks.robustness_table import markdown
 
 BEGIN, END = "<!-- {} tables: begin -->", "<!-- {} tables: end -->"
 NOT_CHOSEN_ON = "lung_ct_segmentation"
@@ -23,11 +24,9 @@ FIRST_DEFAULT = SmiaReading("perturbation", "kl", "loss", 1.0, 1.0)
 Row = list[str]
 
 
-def render(out: Path, names: Sequence[str], split: str, cases: int, command: str) -> str:
-    """Every table of a split, with what the numbers depend on."""
-    total = {name: count_of(out, split, name) for name in names}
-    measured = [read(out, split, name, None if total[name] is None else total[name][:cases]) for name in names]
-    measured = [found for found in measured if found.has("clean")]
+def render(out: Path, names: Sequence[str], split: str, command: str) -> str:
+    """Every table of a split, of everything that is measured, with what the numbers depend on."""
+    measured = [found for found in (read(out, split, name) for name in names) if found.has("clean")]
     head = [f"`{command}`", "\n".join(environment()), described(measured)]
     if split == "test":
         return "\n\n".join([*head, *damage_section(measured, [spec.name for spec in shown_once("") if spec.kind])])
@@ -42,12 +41,6 @@ def render(out: Path, names: Sequence[str], split: str, cases: int, command: str
         later_section(measured, chosen),
     )
     return "\n\n".join([*head, *(part for section in sections for part in section)])
-
-
-def count_of(out: Path, split: str, name: str) -> list[int] | None:
-    """The drawn order of a bundle's measured cases; None where nothing is measured."""
-    found = read(out, split, name).rows["first"].get("clean", {})
-    return [case for case in chosen_cases(max(found) + 1000, max(found) + 1000) if case in found] if found else None
 
 
 def described(measured: Sequence[Measured]) -> str:
@@ -247,7 +240,3 @@ def middle(values: Sequence[float]) -> float:
 
 def plain(value: float) -> str:
     return "" if math.isnan(value) else f"{value:.4f}"
-
-
-def markdown(header: Sequence[str], rows: Sequence[Row]) -> str:
-    return "\n".join("| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *rows))

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -167,17 +167,14 @@ def opened(name: str, model: str, out: Path, split: str) -> Iterator[Victim]:
         weights = second_weights(out, name).resolve()
         if not weights.is_file():
             raise FileNotFoundError(f"{weights}: the second network of {name} is not trained; run the study for it")
-    with ExitStack() as stack:
-        bundle = stack.enter_context(
-            open_bundle(
-                ROOT / "bundles" / name,
-                overrides=overrides,
-                weights=weights,
-                dataset_dir=None if subject.data is None else (data_folder() / subject.data).resolve(),
-                split=None if subject.data is None else split,
-                device="cpu",
-            )
-        )
+    with open_bundle(
+        ROOT / "bundles" / name,
+        overrides=overrides,
+        weights=weights,
+        dataset_dir=None if subject.data is None else (data_folder() / subject.data).resolve(),
+        split=None if subject.data is None else split,
+        device="cpu",
+    ) as bundle:
         evaluator = bundle.evaluator()
         intensity = bundle.intensity()
         assert bundle.weights_file is not None

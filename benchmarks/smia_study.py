@@ -21,6 +21,7 @@ from benchmarks._second_networks import SECOND
 from benchmarks._study_tables import BEGIN, END, render
 from benchmarks._study_victims import SUBJECTS, second_weights
 from benchmarks._units import ROOT, THREADS
+from benchmarks.robustness_table import replace_region
 from monai_smia.reports.files import write_whole
 
 OUT = Path("runs") / "smia_study"
@@ -121,18 +122,6 @@ def measure(names: Sequence[str], split: str, cases: int, out: Path, jobs: int) 
     run_all(commands, jobs)
 
 
-def replace_region(text: str, content: str, split: str) -> str:
-    """The text with `content` between the two markers of a split.
-
-    Raises:
-        ValueError: when there isn't one of each, the first before the second.
-    """
-    begin, end = BEGIN.format(split), END.format(split)
-    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
-        raise ValueError(f"expected one line {begin!r}, and after it one {end!r}")
-    return text[: text.index(begin) + len(begin)] + "\n" + content.strip() + "\n" + text[text.index(end) :]
-
-
 def parse(options: list[str] | None) -> argparse.Namespace:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     parser = argparse.ArgumentParser(prog="python -m benchmarks smia_study", description=__doc__)
@@ -153,10 +142,13 @@ def main(options: list[str] | None = None) -> None:
     if not arguments.only_tables:
         train_second_networks(arguments.bundles, arguments.out, arguments.jobs)
         measure(arguments.bundles, arguments.split, arguments.cases, arguments.out, arguments.jobs)
-    shown = [f"--split {arguments.split}"] + ([f"--cases {arguments.cases}"] if arguments.cases != CASES else [])
-    command = f"python -m benchmarks smia_study {' '.join(shown)}"
-    text = render(arguments.out, arguments.bundles, arguments.split, arguments.cases, command)
+    shown = ["--split", arguments.split]
+    shown += ["--cases", str(arguments.cases)] if arguments.cases != CASES else []
+    shown += ["--bundles", *arguments.bundles] if len(arguments.bundles) < len(SUBJECTS) else []
+    command = shlex.join(["python", "-m", "benchmarks", "smia_study", *shown])
+    text = render(arguments.out, arguments.bundles, arguments.split, command)
     print(text)
     if arguments.write is not None:
-        page = replace_region(arguments.write.read_text(encoding="utf-8"), text, arguments.split)
+        begin, end = (marker.format(arguments.split) for marker in (BEGIN, END))
+        page = replace_region(arguments.write.read_text(encoding="utf-8"), text, begin, end)
         write_whole(arguments.write, page, overwrite=True)
