@@ -4,22 +4,28 @@
 from __future__ import annotations
 
 from monai_smia.export.cohort import Cohort, write_cohort
+from monai_smia.export.dicom import DicomSeries
 from monai_smia.export.formats import open_stored
+from monai_smia.export.itk_image import ItkImage
 from monai_smia.export.lattice import Lattice
 from monai_smia.export.native import NativeCase, NativeNetwork, NativeResult, native_case
 from monai_smia.export.nifti import NiftiImage
+from monai_smia.export.picture import PictureImage
 from monai_smia.export.replay import NotDifferentiableError, replay
 from monai_smia.export.stored import StoredImage
 from monai_smia.export.survival import Survival, survival_of
 
 __all__ = [
     "Cohort",
+    "DicomSeries",
+    "ItkImage",
     "Lattice",
     "NativeCase",
     "NativeNetwork",
     "NativeResult",
     "NiftiImage",
     "NotDifferentiableError",
+    "PictureImage",
     "StoredImage",
     "Survival",
     "native_case",

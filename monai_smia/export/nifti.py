@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import gzip
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,15 @@ import torch
 from monai_smia.export.lattice import Lattice
 from monai_smia.export.stored import StoredImage, appearing
 
+UNREADABLE_VOXELS = (EOFError, OSError, ValueError, zlib.error)
+GZIP_LEVEL = 1  # as nibabel writes: a whole volume in a second or two
+
 
 class NiftiImage(StoredImage):
     """A NIfTI file in one piece, ``.nii`` or ``.nii.gz``: two or three spatial axes, and a last one for channels.
 
-    Header, extensions, affine, type and scaling of a copy are those of the original.
+    Header, extensions, affine, type and scaling of a copy are those of the original, and so are the voxels whose values
+    did not change.
 
     Args:
         path: the file.
@@ -39,7 +44,7 @@ class NiftiImage(StoredImage):
         self._proxy = image.dataobj
         try:
             self._levels = np.asanyarray(self._proxy.get_unscaled())
-        except (OSError, ValueError, EOFError) as error:
+        except UNREADABLE_VOXELS as error:
             raise ValueError(f"path: the voxels of {self.path} cannot be read: {error}") from error
         if self._levels.ndim not in (2, 3, 4):
             raise ValueError(f"path: expected two to four axes; got {self._levels.shape} in {self.path}")
@@ -49,7 +54,7 @@ class NiftiImage(StoredImage):
             self.lattice = Lattice.of_type(self._levels.dtype, slope, float(self._proxy.inter))
         except ValueError as error:
             raise ValueError(f"path: {self.path}: {error}") from None
-        self.suffix = ".nii.gz" if self.path.name.endswith(".gz") else ".nii"
+        self.suffix = ".nii.gz" if _is_gzip(self.path) else ".nii"
 
     def values(self) -> torch.Tensor:
         """As MONAI's `NibabelReader` loads it, channel first."""
@@ -58,19 +63,31 @@ class NiftiImage(StoredImage):
         return tensor.movedim(-1, 0) if tensor.ndim == 4 else tensor.unsqueeze(0)
 
     def write(self, values: torch.Tensor, path: Path) -> None:
+        if not path.name.lower().endswith((".nii", ".nii.gz")):
+            raise ValueError(f"path: expected a name that ends with .nii or .nii.gz; got {path.name}")
         plain = self.check(values)
-        grid = plain.movedim(0, -1) if self._levels.ndim == 4 else plain[0]
-        if self.lattice.continuous:
-            slope, intercept = float(self._proxy.slope), float(self._proxy.inter)
-            levels = (grid.double().numpy() - intercept) / slope + 0.0  # no negative zeros
-        else:
-            levels = self.lattice.levels(grid).numpy() * self._sign
+        clean = self.values()
+        grid, changed = (x.movedim(0, -1) if self._levels.ndim == 4 else x[0] for x in (plain, plain != clean))
+        levels = np.where(changed.numpy(), self._levels_of(grid), self._levels)
         voxels = levels.astype(self._levels.dtype).tobytes(order="F")
         content = _read_bytes(self.path)
         begin = int(self._proxy.offset)
         content = content[:begin] + voxels + content[begin + len(voxels) :]
         with appearing(path) as place:
-            place.write_bytes(gzip.compress(content, mtime=0) if path.name.endswith(".gz") else content)
+            place.write_bytes(gzip.compress(content, GZIP_LEVEL, mtime=0) if _is_gzip(path) else content)
+
+    def _levels_of(self, grid: torch.Tensor) -> np.ndarray:
+        """What the file stores for the values, in its own type."""
+        if not self.lattice.continuous:
+            return (self.lattice.levels(grid).numpy() * self._sign).astype(self._levels.dtype)
+        with np.errstate(over="ignore"):
+            levels = (grid.double().numpy() - float(self._proxy.inter)) / float(self._proxy.slope)
+            levels = levels.astype(self._levels.dtype)
+        if not np.isfinite(levels).all():
+            raise ValueError(
+                f"values: expected numbers that {self._levels.dtype} of {self.path.name} holds; got larger"
+            )
+        return levels
 
 
 def _load(path: Path) -> Any:
@@ -78,13 +95,20 @@ def _load(path: Path) -> Any:
         raise FileNotFoundError(f"path: no file {path}")
     try:
         image: Any = nib.load(path)
-    except Exception as error:
+    except (*UNREADABLE_VOXELS, nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError) as error:
         raise ValueError(f"path: {path} cannot be read as NIfTI: {error}") from error
     if not isinstance(image, nib.Nifti1Image) or path.suffix in (".hdr", ".img"):
         raise ValueError(f"path: expected a NIfTI file in one piece; got {type(image).__name__} in {path}")
     return image
 
 
+def _is_gzip(path: Path) -> bool:
+    return path.name.lower().endswith(".gz")
+
+
 def _read_bytes(path: Path) -> bytes:
     content = path.read_bytes()
-    return gzip.decompress(content) if path.name.endswith(".gz") else content
+    try:
+        return gzip.decompress(content) if _is_gzip(path) else content
+    except UNREADABLE_VOXELS as error:
+        raise ValueError(f"path: {path} cannot be read to its end: {error}") from error

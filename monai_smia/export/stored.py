@@ -9,7 +9,7 @@ import shutil
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -74,21 +74,36 @@ class StoredImage(ABC):
 def appearing(path: Path) -> Iterator[Path]:
     """A temporary place beside `path` that becomes it at the end; after an error nothing is left.
 
-    The folder is made. A file and a folder are moved alike.
+    The folder is made. A file and a folder are moved alike, and what lies beside the temporary place (the voxels of a
+    header in a file of its own) before it.
 
     Raises:
         FileExistsError: when there is something at `path`, before and after the work.
     """
     refuse_existing(path)
+    missing = [folder for folder in (path.parent, *path.parent.parents) if not folder.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
-    place = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    moved: list[Path] = []
+    place: Path | None = None
     try:
+        place = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
         made = place / path.name
         yield made
-        refuse_existing(path)
-        os.rename(made, path)
-    finally:
-        shutil.rmtree(place, ignore_errors=True)
+        for part in [*(other for other in sorted(place.iterdir()) if other != made), made]:
+            goal = path.parent / part.name
+            refuse_existing(goal)
+            os.rename(part, goal)
+            moved.append(goal)
+    except BaseException:
+        for goal in moved:
+            goal.unlink(missing_ok=True)
+        if place is not None:
+            shutil.rmtree(place, ignore_errors=True)
+        for folder in missing:
+            with suppress(OSError):
+                folder.rmdir()
+        raise
+    shutil.rmtree(place, ignore_errors=True)
 
 
 def checksum(path: Path) -> str:
