@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 from typing import Any
 
-from monai_smia.bundle.exporting import cohort_markdown, export_cohort
+from monai_smia.bundle.exporting import export_cohort
 from monai_smia.bundle.opening import open_bundle
 from monai_smia.export import Cohort
+from monai_smia.export.cohort import cohort_markdown
 
 
 def export(
@@ -22,6 +24,8 @@ def export(
     weights: str | None = None,
     out: str | None = None,
     resume: bool = False,
+    naive: bool = False,
+    qualities: Any = None,
     configs: Any = None,
     device: str | None = None,
     seed: int = 0,
@@ -46,6 +50,8 @@ def export(
         weights: file of the weights, if not models/model.pt.
         out: folder of the copies; adversarial/NAME here where nothing else is said.
         resume: go on with an export that was interrupted.
+        naive: show beside it what is left of an attack on the network's input that is rounded afterwards.
+        qualities: lowest,highest of JPEG that the attack shall outlast, such as 50,95; for pictures.
         configs: names of configuration files, if others than the bundle's usual ones.
         device: such as cpu or cuda:0.
         seed: of the attack's randomness.
@@ -73,13 +79,16 @@ def export(
             seed=seed,
             out=place,
             resume=resume,
+            naive=naive,
+            qualities=qualities,
         )
     return tell(cohort)
 
 
 def tell(cohort: Cohort) -> int:
     """Print what a person wants to know; the exit status."""
-    print(cohort_markdown(cohort))
+    print(cohort_markdown(dataclasses.replace(cohort, failures=())))
+    print(f"\nCohort: {cohort.manifest}")
     for failure in cohort.failures:
         print(f"failed: {failure.case} ({failure.stage}): {failure.error}", file=sys.stderr)
     return 1 if cohort.failures else 0

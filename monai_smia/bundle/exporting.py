@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,8 @@ def export_cohort(
     options: Mapping[str, Any] | None = None,
     cases: Any = None,
     bpda: Mapping[str, Any] | None = None,
+    qualities: Sequence[int] | None = None,
+    naive: bool = False,
     intensity: IntensityScale | None = None,
     image_key: str = CommonKeys.IMAGE,
     label_key: str = CommonKeys.LABEL,
@@ -54,6 +56,7 @@ def export_cohort(
         options: arguments of the attack.
         cases: how many, the first ones, or file names; ``None`` for all.
         bpda: see `monai_smia.export.native_case`.
+        qualities, naive: see `monai_smia.export.write_cohort`.
         intensity: physical unit of the network's input, for the report.
         image_key, label_key, seed, resume, progress: see `monai_smia.export.write_cohort`.
         out: folder of the copies.
@@ -89,6 +92,8 @@ def export_cohort(
         image_key=image_key,
         label_key=label_key,
         bpda=bpda,
+        qualities=qualities,
+        naive=naive,
         intensity=intensity,
         unit=budget.unit,
         seed=seed,
@@ -111,11 +116,3 @@ def stored_budget(eps: Any) -> Budget:
     if len(budgets) != 1 or budgets[0].unit not in STORED:
         raise ValueError(f"eps: expected one budget in {', '.join(STORED)}, as files hold it; got {eps!r}")
     return budgets[0]
-
-
-def cohort_markdown(cohort: Cohort) -> str:
-    """The survival of the damage, and where the files are."""
-    lines = ["| | clean | in memory | on disk | survival |", "|:--|--:|--:|--:|--:|"]
-    for row in cohort.survival:
-        lines.append(f"| {row.metric} | {row.clean:.4f} | {row.memory:.4f} | {row.disk:.4f} | {row.rate:.3f} |")
-    return "\n".join([*lines, "", f"Cohort: {cohort.manifest}"])

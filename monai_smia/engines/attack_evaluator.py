@@ -19,6 +19,7 @@ from monai_smia.engines.guards import beside_the_clean, image_savers
 from monai_smia.engines.records import CaseRecorder, as_named
 from monai_smia.handlers.attack_events import AttackEvents
 from monai_smia.handlers.batch import attack_batch, batch_seed
+from monai_smia.handlers.saving import CaseSaver, check_saver, save_cases
 from monai_smia.intensity import IntensityScale
 from monai_smia.reports import CLEAN, RobustnessReport
 
@@ -39,6 +40,8 @@ class AttackEvaluator(SupervisedEvaluator):
         mask_key: key of the voxels that may change; ``None`` for all.
         seed: of the attacks' randomness, see `AttackHandler`.
         intensity: physical unit of the network's input, for the report; ``None`` reports network units.
+        save: a `monai_smia.export.SaveAdversariald`, which writes every adversarial image as a file like its source,
+            into a folder for each attack.
         progress: show a bar, attack by attack.
         kwargs: everything else that `SupervisedEvaluator` takes.
 
@@ -73,6 +76,7 @@ class AttackEvaluator(SupervisedEvaluator):
         mask_key: str | None = None,
         seed: int = 0,
         intensity: IntensityScale | None = None,
+        save: CaseSaver | None = None,
         progress: bool = True,
         **kwargs: Any,
     ) -> None:
@@ -81,6 +85,8 @@ class AttackEvaluator(SupervisedEvaluator):
         self.label_key = label_key
         self.mask_key = mask_key
         self.seed = seed
+        check_saver(save)
+        self.save = save
         self.progress = progress
         self._updates: dict[str, list[Callable[[Any], None]]] = {name: [] for name in self.attacks}
         self._metric_names: list[str] = []
@@ -164,6 +170,8 @@ class AttackEvaluator(SupervisedEvaluator):
             callback=show,
             progress=self.progress,
         )
+        if self.save is not None:
+            save_cases(self.save.under(name), batch, result, self.attacks[name], self.seed)
         clean = self._raw[self.image_key] if isinstance(self._raw, dict) else self._raw[0]
         self.state.batch = batch
         with beside_the_clean(self._savers, name):

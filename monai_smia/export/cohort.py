@@ -3,27 +3,26 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from monai.data import DataLoader
 from monai.utils import CommonKeys
 
-from monai_smia.attacks import Attack, AttackResult, GaussianNoise
+from monai_smia.attacks import Attack, EoT
 from monai_smia.engines import CaseByCase
 from monai_smia.engines.batches import Failure
-from monai_smia.export.manifest import Manifest, entry
-from monai_smia.export.native import NativeCase, NativeResult, case_from
+from monai_smia.export.case_maker import IN_MEMORY, NAIVE_IN_MEMORY, NAIVE_ON_DISK, ON_DISK, SAMPLES, CaseMaker
+from monai_smia.export.manifest import Manifest
+from monai_smia.export.recompression import Recompression
 from monai_smia.export.replay import Approximation
-from monai_smia.export.survival import Survival, survival_of
+from monai_smia.export.stored import removed
+from monai_smia.export.survival import Survival, survival_markdown, survival_of
 from monai_smia.intensity import IntensityScale
 from monai_smia.reports import RobustnessReport
-
-IN_MEMORY, ON_DISK = "in memory", "on disk"
+from monai_smia.reports.files import write_whole
 
 
 @dataclass(frozen=True)
@@ -31,10 +30,12 @@ class Cohort:
     """What was written, and how much of it survived.
 
     Attributes:
-        folder: with ``images``, ``manifest.json`` and ``progress``.
+        folder: with ``images``, ``manifest.json``, ``report`` and ``progress``.
         manifest: a MONAI data list, see `Manifest`.
         report: the evaluator's metrics for the clean images, the attacked ones in memory, and their files.
         survival: of the damage, by metric and for the loss.
+        naive: the same of attacks on the network's input whose change was rounded to the files' levels afterwards;
+            empty where it was not asked for.
         failures: cases that failed.
     """
 
@@ -42,6 +43,7 @@ class Cohort:
     manifest: Path
     report: RobustnessReport
     survival: tuple[Survival, ...]
+    naive: tuple[Survival, ...]
     failures: tuple[Failure, ...]
 
 
@@ -54,6 +56,8 @@ def write_cohort(
     image_key: str = CommonKeys.IMAGE,
     label_key: str = CommonKeys.LABEL,
     bpda: Mapping[str, Approximation | None] | None = None,
+    qualities: Sequence[int] | None = None,
+    naive: bool = False,
     intensity: IntensityScale | None = None,
     unit: str = "",
     seed: int = 0,
@@ -72,6 +76,10 @@ def write_cohort(
         folder: where to; it must not exist, unless `resume`.
         image_key, label_key: of the data list.
         bpda: see `native_case`.
+        qualities: ``(lowest, highest)``: the attack is on the mean over JPEG of these qualities, see `Recompression`;
+            for pictures that will be compressed again by others.
+        naive: attack the network's input as well, at the same budget, bring the change back to the file's grid (see
+            `carried_back`), round it, write it and read it: what is usual elsewhere. Its copies are not kept.
         intensity: physical unit of the network's input, for the report.
         unit: name of the files' physical unit, for the manifest.
         seed: of the attacks' randomness; every case has its own stream.
@@ -80,6 +88,7 @@ def write_cohort(
 
     Raises:
         FileExistsError: when `folder` holds something and `resume` is false, or something else than a cohort.
+        TypeError: with `qualities`, for an attack that does not step along gradients.
         RuntimeError: when the first cases all fail alike.
 
     Example:
@@ -94,20 +103,30 @@ def write_cohort(
     if place.exists() and any(place.iterdir()) and not (resume and manifest.exists()):
         wanted = "one with a cohort" if resume else "a new folder, or resume=True"
         raise FileExistsError(f"folder: {place} holds something; expected {wanted}")
+    recompression = None if qualities is None else Recompression(qualities)
+    if recompression is not None:
+        EoT(attack, recompression, samples=SAMPLES)  # refuses now what it would refuse for every case
     manifest.begin()
     loader = evaluator.data_loader
     evaluator.data_loader = DataLoader(loader.dataset, batch_size=1, num_workers=0, collate_fn=loader.collate_fn)
-    maker = _Maker(evaluator, attack, relative, manifest, dict(bpda or {}), unit, seed)
+    maker = CaseMaker(evaluator, loader, attack, relative, manifest, dict(bpda or {}), unit, seed, recompression)
+    runs = [IN_MEMORY, ON_DISK, *([NAIVE_IN_MEMORY, NAIVE_ON_DISK] if naive else [])]
     try:
         run = CaseByCase(
             evaluator,
-            {IN_MEMORY: attack, ON_DISK: attack},
+            dict.fromkeys(runs, attack),
             image_key=image_key,
             label_key=label_key,
             seed=seed,
             intensity=intensity,
             folder=place / "progress",
-            settings={"attack": repr(attack), "relative": str(relative), "seed": str(seed)},
+            settings={
+                "attack": repr(attack),
+                "relative": str(relative),
+                "seed": str(seed),
+                "naive": str(naive),
+                "qualities": repr(recompression),
+            },
             resume=resume,
             made=maker,
             diagnose=False,
@@ -117,64 +136,19 @@ def write_cohort(
     finally:
         evaluator.data_loader = loader
     for row in manifest.keep(run.state.names):  # of cases that failed after their file was there
-        (place / row[image_key]).unlink()
-    return Cohort(place, manifest.file, report, survival_of(report, IN_MEMORY, ON_DISK), run.failures)
+        removed(place / row[image_key])
+    usual = survival_of(report, NAIVE_IN_MEMORY, NAIVE_ON_DISK) if naive else ()
+    cohort = Cohort(place, manifest.file, report, survival_of(report, IN_MEMORY, ON_DISK), usual, run.failures)
+    report.save(place / "report", overwrite=True)
+    write_whole(place / "report" / "survival.md", cohort_markdown(cohort) + "\n", overwrite=True)
+    return cohort
 
 
-class _Maker:
-    """The two runs of a case: attacked in memory and written, then read again from the file."""
-
-    def __init__(
-        self,
-        evaluator: Any,
-        attack: Attack,
-        relative: bool,
-        manifest: Manifest,
-        bpda: dict[str, Approximation | None],
-        unit: str,
-        seed: int,
-    ) -> None:
-        self.evaluator, self.loader = evaluator, evaluator.data_loader
-        self.attack, self.relative, self.manifest = attack, relative, manifest
-        self.image_key = manifest.image_key
-        self.bpda, self.unit, self.seed = bpda, unit, seed
-        self._written: tuple[NativeCase, NativeResult, Path] | None = None
-
-    def __call__(self, run: str, engine: Any, batch: Any, generator: torch.Generator) -> tuple[Any, AttackResult]:
-        """The batch of a run, see `monai_smia.engines.CaseByCase`."""
-        index = engine.state.first_batch
-        if run == IN_MEMORY:
-            return self._attack(index, batch, generator)
-        return self._read(index, batch)
-
-    def _attack(self, index: int, batch: Any, generator: torch.Generator) -> tuple[Any, AttackResult]:
-        case = case_from(self.evaluator, self.loader, index, self.image_key, self.bpda)
-        done = case.attack(self._fitted(case), generator=generator)
-        target = self.manifest.file.parent / "images" / f"{index:04d}_{case.name}{case.stored.suffix}"
-        if target.exists():  # of a run that was killed before it noted the case: the same numbers again
-            target.unlink()
-        case.stored.write(done.values, target)
-        self._written = case, done, target
-        inputs = case.network.inputs(done.values.unsqueeze(0)).detach()
-        item = self.loader.dataset.data[index]
-        self.manifest.add(entry(item, self.image_key, case, done, target, self.unit, self.seed))
-        return {**batch, self.image_key: inputs}, dataclasses.replace(done.result, adversarial=inputs)
-
-    def _fitted(self, case: NativeCase) -> Attack:
-        """The attack with a budget in the file's own units."""
-        if not self.relative:
-            return self.attack
-        values = case.image.as_tensor()
-        return dataclasses.replace(self.attack, eps=float(self.attack.eps) * float(values.max() - values.min()))
-
-    def _read(self, index: int, batch: Any) -> tuple[Any, AttackResult]:
-        assert self._written is not None
-        _, done, target = self._written
-        dataset = self.loader.dataset
-        again = dataset.transform({**dataset.data[index], self.image_key: str(target)})
-        batch = self.loader.collate_fn([again])
-        inputs, label = self.evaluator.prepare_batch(batch, self.evaluator.state.device, False)[:2]
-        still = GaussianNoise(self.attack.loss_function, eps=0.0, criterion=self.attack.criterion)
-        seen = still(self.evaluator.network, inputs, label, inferer=self.evaluator.inferer)
-        result = dataclasses.replace(done.result, adversarial=inputs, loss=seen.clean_loss, success=seen.clean_success)
-        return batch, result
+def cohort_markdown(cohort: Cohort) -> str:
+    """The survival of the damage, and what failed."""
+    parts = [survival_markdown(cohort.survival)]
+    if cohort.naive:
+        parts += ["Attacked on the network's input and rounded afterwards:", survival_markdown(cohort.naive)]
+    if cohort.failures:
+        parts.append("\n".join(f"- failed: {one.case} ({one.stage}): {one.error}" for one in cohort.failures))
+    return "\n\n".join(parts)

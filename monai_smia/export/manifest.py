@@ -13,12 +13,18 @@ from typing import Any
 import monai
 import torch
 
-from monai_smia.export.native import NativeCase, NativeResult
+from monai_smia.attacks import Attack
 from monai_smia.export.stored import checksum
 from monai_smia.reports.files import write_whole
 
 LIST = "adversarial"
 """The key of the data list in the file."""
+
+MADE = "made"
+"""The key, in every item, of how it was made."""
+
+IMAGES = "images"
+"""The folder of the copies, beside the file."""
 
 
 class Manifest:
@@ -55,11 +61,15 @@ class Manifest:
         rows = [old for old in self.read() if old[self.image_key] != row[self.image_key]]
         self._write(sorted([*rows, dict(row)], key=lambda one: str(one[self.image_key])))
 
+    def files(self) -> list[Path]:
+        """The copies."""
+        return [self.file.parent / row[self.image_key] for row in self.read()]
+
     def keep(self, sources: Sequence[str]) -> list[dict[str, Any]]:
         """Only the entries of these source files, those whose cases are done; the others are returned."""
         wanted = {os.path.abspath(source) for source in sources}
         rows = self.read()
-        kept = [row for row in rows if os.path.abspath(row["made"]["source"]) in wanted]
+        kept = [row for row in rows if os.path.abspath(row[MADE]["source"]) in wanted]
         self._write(kept)
         return [row for row in rows if row not in kept]
 
@@ -70,28 +80,38 @@ class Manifest:
 def entry(
     item: Mapping[Any, Any],
     image_key: str,
-    case: NativeCase,
-    done: NativeResult,
+    source: Path,
     written: Path,
+    attack: Attack | None,
+    *,
     unit: str,
     seed: int,
+    **numbers: Any,
 ) -> dict[str, Any]:
-    """The item of the data list with the adversarial file, and how it was made."""
+    """The item of the data list with the adversarial file, and how it was made.
+
+    Args:
+        item: of the data list.
+        image_key: of the image.
+        source, written: the file attacked and its copy.
+        attack: what was run, its eps in `unit`; ``None`` where it is not known.
+        unit: of eps.
+        seed: of its randomness.
+        numbers: what else is told, such as losses.
+    """
     made = {
-        "source": str(case.path.absolute()),
-        "source_sha256": checksum(case.path),
+        "source": str(source.absolute()),
+        "source_sha256": checksum(source),
         "sha256": checksum(written),
-        "attack": repr(done.attack),
-        "eps": float(torch.as_tensor(done.attack.eps)),
+        "attack": None if attack is None else repr(attack),
+        "eps": None if attack is None else torch.as_tensor(attack.eps).tolist(),
         "unit": unit,
         "seed": seed,
-        "largest_change": float((done.values - case.image[0].as_tensor().cpu()).abs().max()),
-        "clean_loss": float(done.result.clean_loss),
-        "loss": float(done.result.loss),
+        **numbers,
         "versions": {"monai_smia": version("monai-smia"), "monai": monai.__version__, "torch": str(torch.__version__)},
     }
     others = {str(key): _absolute(value) for key, value in item.items() if key != image_key}
-    return {image_key: f"images/{written.name}", **others, "made": made}
+    return {image_key: f"{IMAGES}/{written.name}", **others, MADE: made}
 
 
 def _absolute(value: Any) -> Any:

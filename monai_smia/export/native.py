@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from monai.utils import CommonKeys
 from torch import nn
 
 from monai_smia.attacks import BPDA, Attack, AttackResult
+from monai_smia.export.fitted_attack import fitted_attack, one_eps
 from monai_smia.export.formats import open_stored
 from monai_smia.export.replay import Approximation, Loaded, ReplayStep, replay
 from monai_smia.export.stored import StoredImage
@@ -75,12 +75,14 @@ class NativeResult:
     """A case attacked on its file's grid.
 
     Attributes:
-        values: ``(C, *spatial)``, physical units, what the file holds: on its levels, inside the budget.
+        values: ``(C, *spatial)``, physical units, on the file's levels and inside the budget: what is written.
+        held: what reading the copy gives; `values`, but for a lossy format.
         attack: what was run, its budget in physical units, whole levels.
         result: the attack's own result, on ``(1, C, *spatial)``.
     """
 
     values: torch.Tensor
+    held: torch.Tensor
     attack: Attack
     result: AttackResult
 
@@ -95,6 +97,7 @@ class NativeCase:
         image: ``(1, C, *spatial)``, physical units.
         target: as the evaluator's ``prepare_batch`` gives it.
         network: from the file's values to the prediction.
+        loaded: the preprocessing at this case.
     """
 
     path: Path
@@ -102,6 +105,7 @@ class NativeCase:
     image: MetaTensor
     target: Any
     network: NativeNetwork
+    loaded: Loaded
 
     @property
     def name(self) -> str:
@@ -125,16 +129,11 @@ class NativeCase:
         Raises:
             ValueError: when `eps` is under one level of the file.
         """
-        size = torch.as_tensor(attack.eps)
-        if size.numel() != 1:
-            raise ValueError(f"eps: expected one number, physical units; got {attack.eps!r}")
-        changes: dict[str, Any] = {"eps": self.stored.lattice.whole_levels(float(size))}
-        if attack.bounds is None:
-            changes["bounds"] = self.stored.lattice.bounds
-        fitted = dataclasses.replace(attack, **changes)
+        lattice = self.stored.lattice
+        fitted = fitted_attack(attack, lattice.whole_levels(one_eps(attack)), lattice.bounds)
         result = fitted(self.network, self.image, self.target, generator=generator, **arguments)
-        held = self.stored.lattice.nearest(result.adversarial[0].as_subclass(torch.Tensor))
-        return NativeResult(held, fitted, result)
+        values = lattice.nearest(result.adversarial[0].as_subclass(torch.Tensor))
+        return NativeResult(values, self.stored.held(values), fitted, result)
 
 
 def native_case(
@@ -176,8 +175,8 @@ def case_from(
     item, preprocessing = _source(dataset, index)
     loaded = replay(preprocessing, item, image_key, bpda)
     path = _path_of(item[image_key], image_key)
-    stored = open_stored(path)
-    _same_values(stored, loaded.image, path)
+    stored = open_stored(path, reader=loaded.reader)
+    same_values(stored, loaded.image, path)
     collate = loader.collate_fn or list_data_collate
     batch = collate([dataset[index]])
     inputs, target = evaluator.prepare_batch(batch, evaluator.state.device, False)[:2]
@@ -191,7 +190,7 @@ def case_from(
             f"preprocessing: replayed from {path.name} it gives another input than the data set: "
             f"{tuple(clean.shape)} and {tuple(inputs.shape)}"
         )
-    return NativeCase(path, stored, image, target, network)
+    return NativeCase(path, stored, image, target, network, loaded)
 
 
 def _source(dataset: Any, index: int) -> tuple[Mapping[Any, Any], Any]:
@@ -213,7 +212,7 @@ def _path_of(value: Any, key: str) -> Path:
     return Path(value)
 
 
-def _same_values(stored: StoredImage, image: MetaTensor, path: Path) -> None:
+def same_values(stored: StoredImage, image: MetaTensor, path: Path) -> None:
     """What this package reads from the file is what the bundle's loader gave."""
     values = stored.values()
     if tuple(values.shape) != tuple(image.shape):

@@ -42,11 +42,13 @@ class Loaded:
         image: ``(C, *spatial)``, the values of the file.
         steps: the rest of the preprocessing, image to image.
         result: the network's input for the image as it is, ``(C, *spatial)``.
+        reader: class name of the MONAI reader that loaded it.
     """
 
     image: MetaTensor
     steps: tuple[ReplayStep, ...]
     result: MetaTensor
+    reader: str
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,8 @@ def replay(
     state: Item = dict(item)
     pending = flatten(preprocessing)
     refuse_random(pending)
-    first = _loading(pending, key)
+    loading, first = _loading(pending, key)
+    reader = _reader_of(loading, item[key])
     for transform in pending[:first]:
         state = transform(dict(state))
     image = state[key]
@@ -122,7 +125,7 @@ def replay(
     if unknown:
         raise ValueError(f"bpda: expected names among {[step.name for step in steps]}; got {sorted(unknown)}")
     _check_gradients(steps, start)
-    return Loaded(start, tuple(steps), state[key])
+    return Loaded(start, tuple(steps), state[key], reader)
 
 
 def flatten(preprocessing: Any) -> list[Any]:
@@ -147,8 +150,8 @@ def refuse_random(transforms: Sequence[Any]) -> None:
         )
 
 
-def _loading(transforms: Sequence[Any], key: str) -> int:
-    """How many transforms load the image and put its channel first."""
+def _loading(transforms: Sequence[Any], key: str) -> tuple[Any, int]:
+    """What loads the image, and how many transforms load it and put its channel first."""
     loaders = [
         i for i, transform in enumerate(transforms) if isinstance(transform, LOADERS) and _acts_on(transform, key)
     ]
@@ -156,11 +159,19 @@ def _loading(transforms: Sequence[Any], key: str) -> int:
         raise ValueError(f"preprocessing: expected a LoadImaged for {key!r}, to know the file; got none")
     loader = getattr(transforms[loaders[0]], "_loader", transforms[loaders[0]])
     if getattr(loader, "ensure_channel_first", False):
-        return loaders[0] + 1
+        return loader, loaders[0] + 1
     for i in range(loaders[0] + 1, len(transforms)):
         if isinstance(transforms[i], CHANNELS) and _acts_on(transforms[i], key):
-            return i + 1
+            return loader, i + 1
     raise ValueError(f"preprocessing: expected an EnsureChannelFirstd for {key!r} after LoadImaged; got none")
+
+
+def _reader_of(loader: LoadImage, path: Any) -> str:
+    """Class name of the reader that `LoadImage` takes for a path."""
+    for reader in reversed(loader.readers):
+        if not loader.auto_select or reader.verify_suffix(path):
+            return next(kind.__name__ for kind in type(reader).__mro__ if kind.__module__.startswith("monai."))
+    return "none"
 
 
 def _acts_on(transform: Any, key: str) -> bool:

@@ -117,6 +117,14 @@ def checksum(path: Path) -> str:
     return digest.hexdigest()
 
 
+def removed(path: Path) -> None:
+    """Take away a copy, a file or a folder, of a case that was not finished."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def refuse_existing(path: Path) -> None:
     """Nothing of the user's is overwritten.
 

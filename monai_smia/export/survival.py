@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from monai_smia.reports import CLEAN, RobustnessReport
@@ -57,6 +58,14 @@ def survival_of(report: RobustnessReport, memory: str, disk: str) -> tuple[Survi
         if all(isinstance(value, (int, float)) for value in (clean, *values)):
             found.append(Survival(name, float(clean), *(float(value) for value in values)))  # type: ignore[arg-type]
     return tuple(found)
+
+
+def survival_markdown(rows: Sequence[Survival]) -> str:
+    """A table."""
+    lines = ["| | clean | in memory | on disk | survival |", "|:--|--:|--:|--:|--:|"]
+    for row in rows:
+        lines.append(f"| {row.metric} | {row.clean:.4f} | {row.memory:.4f} | {row.disk:.4f} | {row.rate:.3f} |")
+    return "\n".join(lines)
 
 
 def _mean(values: list[float]) -> float:

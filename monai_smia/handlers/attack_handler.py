@@ -13,6 +13,7 @@ from monai.utils import CommonKeys
 
 from monai_smia.attacks import Attack
 from monai_smia.handlers.batch import attack_batch, batch_seed, epoch_seed, scheduled
+from monai_smia.handlers.saving import CaseSaver, check_saver, save_cases
 
 
 class AttackHandler:
@@ -36,6 +37,7 @@ class AttackHandler:
             resumed from a checkpoint draws what it would have drawn; processes that train together draw differently.
             In an evaluator it is started anew for each batch, so that a batch is attacked the same way whatever was
             before it.
+        save: a `monai_smia.export.SaveAdversariald`, which writes every attacked image as a file like its source.
         callback: ``callback(trial, prediction)`` after each gradient.
         progress: show a pass over the windows of an image that takes more than two seconds.
 
@@ -60,6 +62,7 @@ class AttackHandler:
         start_epoch: int = 1,
         eps_schedule: Callable[[int], Any] | None = None,
         seed: int = 0,
+        save: CaseSaver | None = None,
         callback: Callable[[Any, Any], None] | None = None,
         progress: bool = True,
     ) -> None:
@@ -69,6 +72,7 @@ class AttackHandler:
             raise ValueError(f"probability: expected a number in [0, 1]; got {probability!r}")
         if eps_schedule is not None and not callable(eps_schedule):
             raise TypeError(f"eps_schedule: expected a callable epoch -> eps; got {type(eps_schedule).__name__}")
+        check_saver(save)
         self.attack = attack
         self.image_key = image_key
         self.label_key = label_key
@@ -77,6 +81,7 @@ class AttackHandler:
         self.start_epoch = start_epoch
         self.eps_schedule = eps_schedule
         self.seed = seed
+        self.save = save
         self.callback = callback
         self.progress = progress
         self._generator = torch.Generator()
@@ -115,9 +120,10 @@ class AttackHandler:
             if len(only) == 0:
                 engine.state.attack_result, engine.state.attacked = None, only
                 return
+        attack = scheduled(self.attack, self.eps_schedule, epoch)
         engine.state.batch, engine.state.attack_result = attack_batch(
             engine,
-            scheduled(self.attack, self.eps_schedule, epoch),
+            attack,
             batch,
             image_key=self.image_key,
             label_key=self.label_key,
@@ -128,3 +134,6 @@ class AttackHandler:
             progress=self.progress,
         )
         engine.state.attacked = torch.arange(size) if only is None else only
+        if self.save is not None:
+            attacked = engine.state.attacked.tolist()
+            save_cases(self.save, engine.state.batch, engine.state.attack_result, attack, self.seed, attacked)
