@@ -32,8 +32,8 @@ def load_network() -> nn.Module:
     return network.eval().requires_grad_(False)
 
 
-def load_case(case: str, spacing: tuple[float, float, float] | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Image ``(1, 1, X, Y, Z)`` in the network's units, and labels; `spacing` in mm, ``None`` for the CT's own."""
+def prepared_files(case: str) -> dict[str, Path]:
+    """A CT and its lungs on the CT's own grid; they are made where they are not there yet."""
     files = {"image": PREPARED / f"{case}_image.nii.gz", "label": PREPARED / f"{case}_lungs.nii.gz"}
     if not all(file.is_file() for file in files.values()):
         source = data_folder() / "lung_ct"
@@ -42,6 +42,12 @@ def load_case(case: str, spacing: tuple[float, float, float] | None) -> tuple[to
         script = BUNDLE / "scripts" / "prepare_data.py"
         arguments = ["--source", source, "--output", PREPARED, "--cases", case, "--force"]
         subprocess.run([sys.executable, script, *arguments], check=True)
+    return files
+
+
+def load_case(case: str, spacing: tuple[float, float, float] | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Image ``(1, 1, X, Y, Z)`` in the network's units, and labels; `spacing` in mm, ``None`` for the CT's own."""
+    files = prepared_files(case)
     both = ("image", "label")
     steps = [LoadImaged(both), EnsureChannelFirstd(both), Orientationd(both, axcodes="RAS", labels=None)]
     if spacing is not None:

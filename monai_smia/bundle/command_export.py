@@ -26,6 +26,7 @@ def export(
     resume: bool = False,
     naive: bool = False,
     qualities: Any = None,
+    as_png: bool = False,
     configs: Any = None,
     device: str | None = None,
     seed: int = 0,
@@ -52,6 +53,7 @@ def export(
         resume: go on with an export that was interrupted.
         naive: show beside it what is left of an attack on the network's input that is rounded afterwards.
         qualities: lowest,highest of JPEG that the attack shall outlast, such as 50,95; for pictures.
+        as_png: write copies of JPEG files as PNG, without loss.
         configs: names of configuration files, if others than the bundle's usual ones.
         device: such as cpu or cuda:0.
         seed: of the attack's randomness.
@@ -81,6 +83,7 @@ def export(
             resume=resume,
             naive=naive,
             qualities=qualities,
+            as_png=as_png,
         )
     return tell(cohort)
 

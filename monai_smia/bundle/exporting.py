@@ -35,6 +35,7 @@ def export_cohort(
     bpda: Mapping[str, Any] | None = None,
     qualities: Sequence[int] | None = None,
     naive: bool = False,
+    as_png: bool = False,
     intensity: IntensityScale | None = None,
     image_key: str = CommonKeys.IMAGE,
     label_key: str = CommonKeys.LABEL,
@@ -56,7 +57,7 @@ def export_cohort(
         options: arguments of the attack.
         cases: how many, the first ones, or file names; ``None`` for all.
         bpda: see `monai_smia.export.native_case`.
-        qualities, naive: see `monai_smia.export.write_cohort`.
+        qualities, naive, as_png: see `monai_smia.export.write_cohort`.
         intensity: physical unit of the network's input, for the report.
         image_key, label_key, seed, resume, progress: see `monai_smia.export.write_cohort`.
         out: folder of the copies.
@@ -94,6 +95,7 @@ def export_cohort(
         bpda=bpda,
         qualities=qualities,
         naive=naive,
+        as_png=as_png,
         intensity=intensity,
         unit=budget.unit,
         seed=seed,

@@ -41,6 +41,7 @@ class CaseMaker:
         unit: of the files.
         seed: for the manifest.
         recompression: the attack is on the mean over its draws.
+        as_png: copies of JPEG files are PNG.
     """
 
     evaluator: Any
@@ -52,6 +53,7 @@ class CaseMaker:
     unit: str
     seed: int
     recompression: Recompression | None = None
+    as_png: bool = False
 
     def __post_init__(self) -> None:
         self._written: tuple[NativeCase, NativeResult, Path] | None = None
@@ -144,7 +146,7 @@ class CaseMaker:
         return inputs, label
 
     def _case(self, index: int) -> NativeCase:
-        return case_from(self.evaluator, self.loader, index, self.manifest.image_key, self.bpda)
+        return case_from(self.evaluator, self.loader, index, self.manifest.image_key, self.bpda, self.as_png)
 
     def _fitted(self, case: NativeCase) -> Attack:
         """The attack with a budget in the file's own units."""

@@ -58,6 +58,7 @@ def write_cohort(
     bpda: Mapping[str, Approximation | None] | None = None,
     qualities: Sequence[int] | None = None,
     naive: bool = False,
+    as_png: bool = False,
     intensity: IntensityScale | None = None,
     unit: str = "",
     seed: int = 0,
@@ -80,6 +81,7 @@ def write_cohort(
             for pictures that will be compressed again by others.
         naive: attack the network's input as well, at the same budget, bring the change back to the file's grid (see
             `carried_back`), round it, write it and read it: what is usual elsewhere. Its copies are not kept.
+        as_png: write copies of JPEG files as PNG, which keeps what a second compression would take away.
         intensity: physical unit of the network's input, for the report.
         unit: name of the files' physical unit, for the manifest.
         seed: of the attacks' randomness; every case has its own stream.
@@ -109,7 +111,9 @@ def write_cohort(
     manifest.begin()
     loader = evaluator.data_loader
     evaluator.data_loader = DataLoader(loader.dataset, batch_size=1, num_workers=0, collate_fn=loader.collate_fn)
-    maker = CaseMaker(evaluator, loader, attack, relative, manifest, dict(bpda or {}), unit, seed, recompression)
+    maker = CaseMaker(
+        evaluator, loader, attack, relative, manifest, dict(bpda or {}), unit, seed, recompression, as_png
+    )
     runs = [IN_MEMORY, ON_DISK, *([NAIVE_IN_MEMORY, NAIVE_ON_DISK] if naive else [])]
     try:
         run = CaseByCase(
@@ -126,6 +130,7 @@ def write_cohort(
                 "seed": str(seed),
                 "naive": str(naive),
                 "qualities": repr(recompression),
+                "as_png": str(as_png),
             },
             resume=resume,
             made=maker,

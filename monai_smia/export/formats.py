@@ -20,7 +20,7 @@ NIFTI = (".nii", ".nii.gz")
 PICTURES = tuple(suffix for suffixes in picture.SUFFIXES.values() for suffix in suffixes)
 
 
-def open_stored(path: str | Path, *, reader: str | None = None) -> StoredImage:
+def open_stored(path: str | Path, *, reader: str | None = None, as_png: bool = False) -> StoredImage:
     """The image in a file, or in a folder of DICOM instances.
 
     A file whose name tells nothing is looked into: DICOM files often have no suffix.
@@ -28,6 +28,7 @@ def open_stored(path: str | Path, *, reader: str | None = None) -> StoredImage:
     Args:
         path: the file or folder.
         reader: of MONAI, whose order of slices a DICOM series has, see `DicomSeries`; no matter elsewhere.
+        as_png: write copies of JPEG files as PNG, see `PictureImage`; no matter elsewhere.
 
     Raises:
         FileNotFoundError: when nothing is there.
@@ -42,7 +43,7 @@ def open_stored(path: str | Path, *, reader: str | None = None) -> StoredImage:
         if name.endswith(NIFTI):
             return NiftiImage(path)
         if name.endswith(PICTURES):
-            return PictureImage(path)
+            return PictureImage(path, as_png=as_png)
         if name.endswith(itk_image.SUFFIXES):
             return ItkImage(path)
         if not name.endswith(dicom.SUFFIXES) and not is_dicom(path):

@@ -142,6 +142,7 @@ def native_case(
     *,
     image_key: str = CommonKeys.IMAGE,
     bpda: Mapping[str, Approximation | None] | None = None,
+    as_png: bool = False,
 ) -> NativeCase:
     """One case of an evaluator, ready to be attacked on its file's own grid.
 
@@ -150,6 +151,7 @@ def native_case(
         index: of the case in the data set.
         image_key: of the image, and of its path in the data list.
         bpda: name of a transform without a gradient to what stands in for it, see `replay`.
+        as_png: write copies of JPEG files as PNG, see `PictureImage`.
 
     Raises:
         NotDifferentiableError: naming the transforms that no gradient gets through.
@@ -164,18 +166,23 @@ def native_case(
                 attacked = case.attack(SMIA(bundle.loss(), eps=10.0))  # HU
                 case.stored.write(attacked.values, Path("adversarial.nii.gz"))
     """
-    return case_from(evaluator, evaluator.data_loader, index, image_key, bpda)
+    return case_from(evaluator, evaluator.data_loader, index, image_key, bpda, as_png)
 
 
 def case_from(
-    evaluator: Any, loader: Any, index: int, image_key: str, bpda: Mapping[str, Approximation | None] | None
+    evaluator: Any,
+    loader: Any,
+    index: int,
+    image_key: str,
+    bpda: Mapping[str, Approximation | None] | None,
+    as_png: bool = False,
 ) -> NativeCase:
     """`native_case` of a loader that the evaluator need not hold at the moment."""
     dataset = loader.dataset
     item, preprocessing = _source(dataset, index)
     loaded = replay(preprocessing, item, image_key, bpda)
     path = _path_of(item[image_key], image_key)
-    stored = open_stored(path, reader=loaded.reader)
+    stored = open_stored(path, reader=loaded.reader, as_png=as_png)
     same_values(stored, loaded.image, path)
     collate = loader.collate_fn or list_data_collate
     batch = collate([dataset[index]])

@@ -37,11 +37,12 @@ class PictureImage(StoredImage):
     Args:
         path: the file.
         quality: of the copies of a JPEG file, 1 to 100; ``None`` for the original's tables.
+        as_png: write the copies of a JPEG file as PNG, without loss, with its ICC profile and EXIF.
 
     Raises:
         ImportError: without Pillow (the extra ``report``).
         FileNotFoundError: when there is no file.
-        ValueError: when it cannot be read, or is another kind of picture; for a quality out of range, or of a PNG file.
+        ValueError: when it cannot be read, or is another kind of picture; for a quality out of range, or of PNG copies.
 
     Example:
         .. code-block:: python
@@ -50,12 +51,15 @@ class PictureImage(StoredImage):
             picture.write(picture.values() + 1.0, Path("fundus_adversarial.jpg"))
     """
 
-    def __init__(self, path: str | Path, *, quality: int | None = None) -> None:
+    def __init__(self, path: str | Path, *, quality: int | None = None, as_png: bool = False) -> None:
         self.path = Path(path)
         if not self.path.is_file():
             raise FileNotFoundError(f"path: no file {self.path}")
         self._content = self.path.read_bytes()
         self._array, self._options, self._format = _open(self._content, self.path)
+        self._converted = as_png and self._format == "JPEG"
+        if self._converted:
+            self._format, self._options = "PNG", _profiles(self._content)
         if quality is not None:
             if self._format != "JPEG" or isinstance(quality, bool) or not 1 <= quality <= 100:
                 raise ValueError(f"quality: expected None, or 1 to 100 for JPEG; got {quality!r} for {self.path.name}")
@@ -63,7 +67,7 @@ class PictureImage(StoredImage):
             self._options["quality"] = quality
         self.lattice = Lattice.of_type(self._array.dtype)
         self.lossless = self._format == "PNG"
-        self.suffix = self.path.suffix.lower()
+        self.suffix = ".png" if self._converted else self.path.suffix.lower()
 
     def values(self) -> torch.Tensor:
         """As MONAI's `PILReader` loads it, channel first: ``(1 or 3, width, height)``."""
@@ -88,6 +92,8 @@ class PictureImage(StoredImage):
         Image.fromarray(np.ascontiguousarray(levels[0].T if self._array.ndim == 2 else levels.T)).save(
             stream, self._format, **self._options
         )
+        if self._converted:
+            return stream.getvalue()
         splice = splice_png if self._format == "PNG" else splice_jpeg
         return splice(self._content, stream.getvalue())
 
@@ -103,6 +109,13 @@ def _open(content: bytes, path: Path) -> tuple[np.ndarray, dict[str, Any], str]:
         raise
     except UNREADABLE_PICTURE as error:
         raise ValueError(f"path: {path} cannot be read as a picture: {error}") from error
+
+
+def _profiles(content: bytes) -> dict[str, Any]:
+    """What Pillow writes into a PNG file beside the pixels of a JPEG file."""
+    with Image.open(io.BytesIO(content)) as image:
+        found = {name: image.info.get(name) for name in ("icc_profile", "exif", "dpi")}
+    return {name: value for name, value in found.items() if value}
 
 
 class _PictureError(ValueError):
