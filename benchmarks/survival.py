@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much of an attack's damage is left once it has been through a file: attacked on the file's levels, and rounded."""
+"""How much of an attack's damage is left once it has been through a file: on the file's levels, and rounded."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ BEGIN, END = "<!-- survival: begin -->", "<!-- survival: end -->"
 OUT = Path("runs") / "survival"
 HEADER = ("images", "stored as", "eps", "cases", "loss", "in memory", "on disk", "survival", "of the naive in memory")
 STEPS = 10
-WHOLE = "lung2"
+WHOLE = "lung1"
 
 
 @dataclass(frozen=True)
