@@ -78,7 +78,9 @@ def measure(trip: Trip, folder: Path) -> dict[str, Any]:
         evaluator = opened.evaluator()
         if trip.dicom:
             items = [prepared_files(WHOLE)] if trip.whole else evaluator.data_loader.dataset.data
-            evaluator.data_loader.dataset.data = [_in_dicom(dict(item), folder.parent / "dicom") for item in items]
+            evaluator.data_loader.dataset.data = [
+                _in_dicom(dict(item), folder.with_name(f"{folder.name}-dicom")) for item in items
+            ]
         cohort = export_cohort(
             evaluator,
             "SMIA",

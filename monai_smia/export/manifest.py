@@ -104,7 +104,7 @@ def entry(
         "source_sha256": checksum(source),
         "sha256": checksum(written),
         "attack": None if attack is None else repr(attack),
-        "eps": None if attack is None else torch.as_tensor(attack.eps).tolist(),
+        "eps": None if attack is None else torch.as_tensor(attack.eps, dtype=torch.float64).tolist(),
         "unit": unit,
         "seed": seed,
         **numbers,

@@ -226,6 +226,8 @@ def same_values(stored: StoredImage, image: MetaTensor, path: Path) -> None:
         raise ValueError(
             f"image_key: the bundle loads {path.name} as {tuple(image.shape)}, the file holds {tuple(values.shape)}"
         )
+    if not bool(values.isfinite().all()):
+        raise ValueError(f"image_key: expected finite numbers in {path.name}; got NaN or infinity")
     difference = float((values - image.as_tensor().cpu().float()).abs().max())
     if difference > TOLERANCE * (1 + float(values.abs().max())):
         raise ValueError(
