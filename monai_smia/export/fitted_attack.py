@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -47,11 +46,9 @@ def _bounded(attack: Attack, bounds: Any) -> Attack:
 
 
 def _inside(value: Any, bounds: Any) -> Any:
-    """Attacks, also in a list or a dictionary, with bounds; anything else as it is."""
+    """Attacks, also in a list, with bounds; anything else as it is."""
     if isinstance(value, Attack):
         return _bounded(value, bounds)
-    if isinstance(value, Mapping) and any(isinstance(one, Attack) for one in value.values()):
-        return {name: _inside(one, bounds) for name, one in value.items()}
     if isinstance(value, (list, tuple)) and any(isinstance(one, Attack) for one in value):
         return type(value)(_inside(one, bounds) for one in value)
     return value

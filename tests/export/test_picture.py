@@ -202,3 +202,25 @@ def test_wrong_arguments_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         PictureImage(tmp_path / "c.png")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jpg", "a.png"]
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_a_jpeg_file_may_have_copies_without_loss(tmp_path: Path, mode: str) -> None:
+    rng = np.random.default_rng(0)
+    levels = rng.integers(0, 256, (9, 7) if mode == "L" else (9, 7, 3)).astype(np.uint8)
+    exif = Image.Exif()
+    exif[0x0131] = "a camera"
+    Image.fromarray(levels).save(tmp_path / "a.jpg", quality=80, exif=exif, icc_profile=b"a profile", dpi=(72, 72))
+    picture = PictureImage(tmp_path / "a.jpg", as_png=True)
+    assert (picture.suffix, picture.lossless) == (".png", True)
+    changed = (picture.values() + 1.0).clamp(0, 255)
+    with pytest.raises(ValueError, match=r"expected a name that ends with \.png"):
+        picture.write(changed, tmp_path / "b.jpg")
+    picture.write(changed, tmp_path / "b.png")
+    assert torch.equal(PictureImage(tmp_path / "b.png").values(), changed)
+    assert torch.equal(picture.held(changed), changed)
+    with Image.open(tmp_path / "b.png") as read:
+        assert read.info["icc_profile"] == b"a profile"
+        assert read.getexif()[0x0131] == "a camera"
+    with pytest.raises(ValueError, match="quality: expected None"):
+        PictureImage(tmp_path / "a.jpg", as_png=True, quality=90)
