@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from monai_smia.attacks.attack import Attack
-from monai_smia.attacks.clinical import ClinicalGoal
+from monai_smia.attacks.clinical import ClinicalGoal, ShiftVolume
 from monai_smia.attacks.combination import Combination
 from monai_smia.attacks.heads import LossFunction, activation_of, main_output
 from monai_smia.attacks.hunt import Setting
@@ -43,7 +43,8 @@ class Towards(Combination):
 
     Raises:
         TypeError, ValueError: at construction, for what is no attack or no goal; at the call as the goal, such as where
-            a structure is smaller than what it is to lose.
+            a structure is smaller than what it is to lose, and for an attack on the margin of labels (CW, DeepFool,
+            FMN, DDN, DAG, SegPGD, CosPGD) towards a volume.
 
     Example:
         >>> import torch
@@ -92,7 +93,15 @@ class Towards(Combination):
         goal = self.goal.fitted(spacing, activation_of(self.activation, own, main_output(before)))
         attack = aimed(self.attack, goal.loss(own), goal)
         wanted = goal.target(target, before)
-        made = attack._run(network, inferer, setting, wanted, dtype, callback)
+        try:
+            made = attack._run(network, inferer, setting, wanted, dtype, callback)
+        except ValueError as error:
+            if isinstance(self.goal, ShiftVolume) and str(error).startswith("target: expected labels"):
+                raise ValueError(
+                    f"attack: expected one that follows its loss (PGD, SMIA, APGD, ...) towards {self.goal!r}; "
+                    f"{type(self.attack).__name__} reads labels, and a volume has none"
+                ) from error
+            raise
         after = query.judge(made.adversarial.to(setting.image.dtype))
         outcome = {item.name: getattr(made, item.name) for item in dataclasses.fields(AttackResult)}
         outcome["forward_passes"] = made.forward_passes + query.forward_passes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from typing import Any
 
 import contract
 import networks
@@ -17,15 +18,22 @@ from torch import nn
 import monai_smia.attacks
 from monai_smia.attacks import (
     BIM,
+    CW,
+    DAG,
+    DDN,
     FGSM,
+    FMN,
     PGD,
     SMIA,
     Ball,
+    CosPGD,
     CrossGrade,
+    DeepFool,
     EoT,
     Erase,
     Insert,
     Restarts,
+    SegPGD,
     ShiftVolume,
     Towards,
     Transfer,
@@ -262,3 +270,14 @@ def test_built_from_a_configuration() -> None:
 def test_attacks_that_have_no_target_are_refused() -> None:
     with pytest.raises(TypeError, match="attack"):
         Towards(BCE, Erase(0))
+
+
+@pytest.mark.parametrize("kind", [CW, DAG, DDN, FMN, CosPGD, DeepFool, SegPGD])
+def test_attacks_on_labels_are_refused_towards_a_volume(kind: Any) -> None:
+    arguments: dict[str, Any] = {"bounds": (0.0, 1.0)} if kind is CW else {}
+    if kind in (CosPGD, DAG, SegPGD):
+        arguments["eps"] = 0.2
+    attack = Towards(kind(BCE, **arguments), ShiftVolume(0, by=-2.0, spacing=(1.0, 1.0)))
+    image = torch.tensor([[[[0.6, 0.65, 0.9, 0.1]]]])
+    with pytest.raises(ValueError, match=rf"attack: expected one that follows its loss .*{kind.__name__} reads labels"):
+        attack(lambda x: x - 0.5, image, (image > 0.5).float())
