@@ -12,6 +12,9 @@ from monai.transforms import InvertibleTransform
 
 from monai_smia.export.replay import Loaded, ReplayStep
 
+EXTREME = 0.25
+"""Share of the largest value; a mean or a deviation of many voxels moves less when one of them doubles the range."""
+
 
 def carried_back(loaded: Loaded, change: torch.Tensor) -> torch.Tensor:
     r"""A change of the network's input on the file's grid, in physical units.
@@ -35,21 +38,36 @@ def carried_back(loaded: Loaded, change: torch.Tensor) -> torch.Tensor:
     if tuple(change.shape) != wanted:
         raise ValueError(f"change: expected {wanted}, the network's input; got {tuple(change.shape)}")
     value = change.detach().cpu().as_subclass(torch.Tensor)
-    for step, before in reversed(list(_with_before(loaded))):
-        value = value / _slope(step, before) if _keeps_places(before, step.after) else _undone(step, value)
+    for step, before in reversed(list(with_before(loaded))):
+        value = value / slope_of(step, before) if keeps_places(before, step.after) else _undone(step, value)
     return value
 
 
 def input_slope(loaded: Loaded) -> torch.Tensor:
     """Input units per physical unit, ``(C,)``: the product of the slopes of the intensity steps."""
     total = torch.ones(len(loaded.image))
-    for step, before in _with_before(loaded):
-        if _keeps_places(before, step.after):
-            total = total * _slope(step, before).flatten()
+    for step, before in with_before(loaded):
+        if keeps_places(before, step.after):
+            total = total * slope_of(step, before).flatten()
     return total
 
 
-def _with_before(loaded: Loaded) -> Iterator[tuple[ReplayStep, MetaTensor]]:
+def extremes_scale(loaded: Loaded) -> bool:
+    """Whether one voxel beyond the image's range changes all of the network's input, as by `ScaleIntensity`."""
+    for step, before in with_before(loaded):
+        if keeps_places(before, step.after):
+            raised = before.detach().clone()
+            flat = raised.as_subclass(torch.Tensor).view(-1)
+            place = int(flat.argmax())
+            flat[place] += flat.max() - flat.min() + 1
+            change = (step(raised) - step.after).as_subclass(torch.Tensor).abs().reshape(-1)
+            change[place] = 0
+            if float(change.max()) > EXTREME * float(step.after.abs().max()):
+                return True
+    return False
+
+
+def with_before(loaded: Loaded) -> Iterator[tuple[ReplayStep, MetaTensor]]:
     """Every step with the image before it."""
     image = loaded.image
     for step in loaded.steps:
@@ -57,11 +75,11 @@ def _with_before(loaded: Loaded) -> Iterator[tuple[ReplayStep, MetaTensor]]:
         image = step.after
 
 
-def _keeps_places(before: MetaTensor, after: MetaTensor) -> bool:
+def keeps_places(before: MetaTensor, after: MetaTensor) -> bool:
     return before.shape == after.shape and bool(torch.allclose(before.affine, after.affine))
 
 
-def _slope(step: ReplayStep, before: MetaTensor) -> torch.Tensor:
+def slope_of(step: ReplayStep, before: MetaTensor) -> torch.Tensor:
     """Of a step of intensity, ``(C, 1, ...)``, by its own gradient: random signs tell a voxel from its neighbours."""
     generator = torch.Generator().manual_seed(0)
     signs = torch.randint(2, before.shape, generator=generator).float() * 2 - 1

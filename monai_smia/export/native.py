@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +16,10 @@ from monai.utils import CommonKeys
 from torch import nn
 
 from monai_smia.attacks import BPDA, Attack, AttackResult
+from monai_smia.export.carried_back import extremes_scale, keeps_places, slope_of, with_before
 from monai_smia.export.fitted_attack import fitted_attack, one_eps
 from monai_smia.export.formats import open_stored
+from monai_smia.export.reaching import has_clip
 from monai_smia.export.replay import Approximation, Loaded, ReplayStep, replay
 from monai_smia.export.stored import StoredImage
 from monai_smia.inferers import gradient_inferer
@@ -47,6 +51,7 @@ class NativeNetwork(nn.Module):
     ) -> None:
         super().__init__()
         self.network = network
+        self.loaded = loaded
         self.steps: Sequence[ReplayStep] = loaded.steps
         self.meta = loaded.image.meta
         self.inferer = inferer
@@ -55,6 +60,19 @@ class NativeNetwork(nn.Module):
     def forward(self, image: torch.Tensor) -> Any:
         """The prediction at the file's values, ``(1, C, *spatial)``."""
         return self.inferer(self.inputs(image), self.network)
+
+    def reaching(self, eps: float) -> NativeNetwork:
+        """The same network with a gradient for voxels that a clip hides and a change of `eps` can bring back."""
+        if not any(has_clip(step.transform) for step in self.steps):
+            return self
+        reach, steps = eps, []
+        for step, before in with_before(self.loaded):
+            steps.append(dataclasses.replace(step, reach=reach))
+            if keeps_places(before, step.after):
+                reach *= float(slope_of(step, before).abs().max())
+        other = copy.copy(self)
+        other.steps = steps
+        return other
 
     def inputs(self, image: torch.Tensor) -> torch.Tensor:
         """The network's input at the file's values, batch axis first.
@@ -118,8 +136,10 @@ class NativeCase:
         """Run an attack whose `eps` is in the file's physical units (HU, grey levels).
 
         The budget becomes the largest one of whole levels inside `eps`, the bounds what the type can hold, unless the
-        attack has bounds of its own. Random starts, steps and projections work on real numbers; what the network sees
-        at every step is what the file would hold.
+        attack has bounds of its own. Where the preprocessing scales by the image's extremes (`ScaleIntensity`), the
+        bounds are also the image's own range: one voxel beyond it would shrink the change of all others. Voxels that a
+        clip hides have a gradient where `eps` can bring them back, see `reached`. Random starts, steps and projections
+        work on real numbers; what the network sees at every step is what the file would hold.
 
         Args:
             attack: any attack of this package.
@@ -130,10 +150,19 @@ class NativeCase:
             ValueError: when `eps` is under one level of the file.
         """
         lattice = self.stored.lattice
-        fitted = fitted_attack(attack, lattice.whole_levels(one_eps(attack)), lattice.bounds)
-        result = fitted(self.network, self.image, self.target, generator=generator, **arguments)
+        eps = lattice.whole_levels(one_eps(attack))
+        fitted = fitted_attack(attack, eps, self._bounds())
+        result = fitted(self.network.reaching(eps), self.image, self.target, generator=generator, **arguments)
         values = lattice.nearest(result.adversarial[0].as_subclass(torch.Tensor))
         return NativeResult(values, self.stored.held(values), fitted, result)
+
+    def _bounds(self) -> tuple[float, float] | None:
+        """What the type can hold, and what the image spans where its extremes scale all of it."""
+        held = self.stored.lattice.bounds
+        if not extremes_scale(self.loaded):
+            return held
+        low, high = float(self.image.min()), float(self.image.max())
+        return (low, high) if held is None else (max(low, held[0]), min(high, held[1]))
 
 
 def native_case(

@@ -22,6 +22,7 @@ from monai.transforms import (
 )
 
 from monai_smia.attacks import BPDA
+from monai_smia.export.reaching import reached
 
 Approximation = Callable[[torch.Tensor], torch.Tensor]
 Item = dict[Hashable, Any]
@@ -62,6 +63,8 @@ class ReplayStep:
         others: what the transform needs beside the image, as it was at this step.
         approximation: stands in for its gradient; ``"own"`` for its own.
         after: the clean image after this step.
+        reach: how far outside the range of its clip (`ScaleIntensityRange`) a voxel may lie and still have a gradient,
+            in the units of its input.
     """
 
     name: str
@@ -70,11 +73,12 @@ class ReplayStep:
     others: Mapping[Hashable, Any]
     approximation: Approximation | str | None
     after: MetaTensor
+    reach: float = 0.0
 
     def __call__(self, image: MetaTensor) -> MetaTensor:
         """The image after this step."""
         if self.approximation == "own":
-            return self._apply(image)
+            return reached(self.transform, self._apply, image, self.reach)
         approximation = None if isinstance(self.approximation, str) else self.approximation
         wrapped = BPDA(lambda x: self._apply(MetaTensor(x, meta=image.meta)), approximation)
         return MetaTensor(wrapped(image.as_subclass(torch.Tensor)), meta=self.after.meta)

@@ -230,3 +230,52 @@ def test_the_lung_bundle_is_replayed_bit_for_bit() -> None:
     steps = [row["_target_"] for row in config["train"]["deterministic_transforms"] if "image" in row["keys"]]
     assert names == steps[2:]  # after LoadImaged and EnsureChannelFirstd
     assert isinstance(case.stored, NiftiImage)
+
+
+def test_a_voxel_that_a_clip_hides_is_brought_back_where_the_budget_reaches(tmp_path: Path) -> None:
+    """Under the clip by 4, 10 and 11: of ten levels, six arrive inside, none, and none tries."""
+    levels = np.full((4, 4, 4), 500, np.int16)
+    levels[0, 0, :3] = -4, -10, -11
+    nib.save(nib.Nifti1Image(levels, np.eye(4)), tmp_path / "ct.nii.gz")
+    nib.save(nib.Nifti1Image(np.zeros((4, 4, 4), np.uint8), np.eye(4)), tmp_path / "label.nii.gz")
+    item = {"image": str(tmp_path / "ct.nii.gz"), "label": str(tmp_path / "label.nii.gz")}
+    steps = [LoadImaged(KEYS), EnsureChannelFirstd(KEYS), ScaleIntensityRanged("image", 0, 1000, 0.0, 1.0, clip=True)]
+    engine = evaluator(item, steps)
+    engine.network = Brightness()
+    case = native_case(engine, 0)
+    moved = case.attack(BIM(Dark(), eps=10.0, steps=4, criterion=never)).values - case.stored.values()
+    assert moved[0, 0, 0, :4].tolist() == [10, 10, 0, 10]
+    assert float(case.network.inputs(case.image + 10).as_subclass(torch.Tensor)[0, 0, 0, 0, 0]) == pytest.approx(0.006)
+
+
+def test_an_image_scaled_by_its_extremes_stays_in_its_range(files: dict[str, str]) -> None:
+    """Every voxel brighter by eps is the same image for min-max scaling; inside the range it is a brighter one."""
+    engine = evaluator(files, [LoadImaged(KEYS), EnsureChannelFirstd(KEYS), ScaleIntensityd("image")])
+    engine.network = Brightness()
+    case = native_case(engine, 0)
+    attacked = case.attack(BIM(Dark(), eps=40.0, steps=4, criterion=never))
+    values = case.stored.values()
+    assert (float(attacked.values.min()), float(attacked.values.max())) >= (float(values.min()), float(values.max()))
+    assert float(attacked.values.max()) == float(values.max())
+    free = case.attack(BIM(Dark(), eps=40.0, steps=4, criterion=never, bounds=(-9e4, 9e4)))
+    assert float(attacked.result.loss) > float(free.result.loss)
+
+
+class Brightness(torch.nn.Module):
+    """The mean of the image."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.flatten(1).mean(1, keepdim=True)
+
+
+class Dark(torch.nn.Module):
+    """A loss that grows with the brightness."""
+
+    reduction = "mean"
+
+    def forward(self, prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return prediction.mean()
+
+
+def never(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    return torch.zeros(len(prediction), dtype=torch.bool)
