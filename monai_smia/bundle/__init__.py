@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from monai_smia.bundle.eps import Budget, default_eps, parse_eps
 from monai_smia.bundle.errors import BundleError
-from monai_smia.bundle.exporting import export_cohort
+from monai_smia.bundle.exporting import export_cohort, verify_cohort
 from monai_smia.bundle.grid import attack_grid
 from monai_smia.bundle.opening import OpenBundle, open_bundle
 from monai_smia.bundle.regression import ErrorAbove
@@ -30,6 +30,7 @@ __all__ = [
     "open_bundle",
     "parse_eps",
     "read_intensity",
+    "verify_cohort",
     "write_again",
     "write_report",
 ]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command `monai-smia`: evaluate, export, inspect, train, report, attacks, overlay."""
+"""The command `monai-smia`: evaluate, export, verify, inspect, train, report, attacks, overlay."""
 
 from __future__ import annotations
 
@@ -46,11 +46,13 @@ def _commands() -> dict[str, Callable[..., int]]:
         command_overlay,
         command_report,
         command_train,
+        command_verify,
     )
 
     return {
         "evaluate": command_evaluate.evaluate,
         "export": command_export.export,
+        "verify": command_verify.verify,
         "inspect": command_inspect.inspect,
         "train": command_train.train,
         "report": command_report.report,

@@ -16,7 +16,7 @@ from monai_smia.bundle.eps import Budget, parse_eps
 from monai_smia.bundle.grid import known_attacks
 from monai_smia.bundle.probing import probe
 from monai_smia.engines.guards import postprocessing_of
-from monai_smia.export import Cohort, write_cohort
+from monai_smia.export import Cohort, Verification, verify_on_disk, write_cohort
 from monai_smia.intensity import IntensityScale
 
 STORED = ("HU", "grey", "intensity", "%")
@@ -73,18 +73,15 @@ def export_cohort(
     budget = stored_budget(eps)
     if cases is not None:
         limited(evaluator.data_loader.dataset, as_cases(cases))
-    post = postprocessing_of(evaluator)
-    found = probe(evaluator, loss_function, None, post, None, image_key, label_key, required=True)
-    if found.label_free or found.task is None:
-        raise ValueError(f"label_key: an attack needs labels; the batches have none under {label_key!r}")
-    wanted = {"steps": steps, "activation": found.task.activation, "criterion": found.task.criterion, **shared}
+    task = _task_of(evaluator, loss_function, image_key, label_key)
+    wanted = {"steps": steps, "activation": task.activation, "criterion": task.criterion, **shared}
     strange = set(shared) - known[attack]
     if strange:
         raise TypeError(f"{attack}: expected arguments among {sorted(known[attack])}; got {sorted(strange)}")
     arguments = {name: value for name, value in wanted.items() if name in known[attack]} | dict(options or {})
     relative = budget.unit == "%"
     size = budget.value / 100 if relative else budget.value
-    built: Attack = getattr(monai_smia.attacks, attack)(found.task.loss_function, eps=size, **arguments)
+    built: Attack = getattr(monai_smia.attacks, attack)(task.loss_function, eps=size, **arguments)
     return write_cohort(
         evaluator,
         built,
@@ -118,3 +115,46 @@ def stored_budget(eps: Any) -> Budget:
     if len(budgets) != 1 or budgets[0].unit not in STORED:
         raise ValueError(f"eps: expected one budget in {', '.join(STORED)}, as files hold it; got {eps!r}")
     return budgets[0]
+
+
+def verify_cohort(
+    evaluator: Any,
+    cohort: str | Path,
+    *,
+    loss_function: Any = None,
+    files: str | Path | None = None,
+    image_key: str = CommonKeys.IMAGE,
+    label_key: str = CommonKeys.LABEL,
+    progress: bool = True,
+) -> Verification:
+    """`monai_smia.export.verify_on_disk` with the loss that `export_cohort` takes.
+
+    Args:
+        evaluator: as for `export_cohort`.
+        cohort: folder, or its manifest.
+        loss_function: on the network's raw output; ``None`` infers one.
+        files, image_key, label_key, progress: see `monai_smia.export.verify_on_disk`.
+    """
+    task = _task_of(evaluator, loss_function, image_key, label_key)
+    return verify_on_disk(
+        evaluator,
+        cohort,
+        task.loss_function,
+        files=files,
+        image_key=image_key,
+        label_key=label_key,
+        progress=progress,
+    )
+
+
+def _task_of(evaluator: Any, loss_function: Any, image_key: str, label_key: str) -> Any:
+    """Loss, head and criterion.
+
+    Raises:
+        ValueError: for data without labels.
+    """
+    post = postprocessing_of(evaluator)
+    found = probe(evaluator, loss_function, None, post, None, image_key, label_key, required=True)
+    if found.label_free or found.task is None:
+        raise ValueError(f"label_key: an attack needs labels; the batches have none under {label_key!r}")
+    return found.task

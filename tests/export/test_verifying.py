@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import bundle_layouts
 import nibabel as nib
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from monai.handlers import MeanDice, from_engine
 from monai.transforms import AsDiscreted, Compose, EnsureChannelFirstd, LoadImaged, ScaleIntensityRanged
 
 from monai_smia.attacks import BIM
+from monai_smia.bundle.commands import main
 from monai_smia.export import Cohort, NiftiImage, verify_on_disk, write_cohort
 
 KEYS = ["image", "label"]
@@ -129,3 +131,27 @@ def test_what_is_no_cohort_is_refused(cohort: tuple[SupervisedEvaluator, Cohort]
         (tmp_path / "list.json").write_text(text)
         with pytest.raises(ValueError, match=message):
             verify_on_disk(engine, tmp_path / "list.json", Voxels())
+
+
+def test_the_command_verifies_a_cohort_of_a_bundle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = bundle_layouts.standard(tmp_path / "bundle")
+    bundle_layouts.save_data(tmp_path / "data")
+    bundle_layouts.save_weights(root)
+    monkeypatch.chdir(tmp_path)
+    shared = ["--dataset_dir", "data"]
+    assert main(["export", "bundle", "--attack", "BIM", "--eps", "20intensity", "--out", "out", *shared]) == 0
+    (tmp_path / "back").mkdir()
+    for path in (tmp_path / "out" / "images").iterdir():
+        shutil.copy(path, tmp_path / "back")
+    capsys.readouterr()
+    assert main(["verify", "bundle", "out", "--files", "back", *shared]) == 0
+    loss = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("| loss"))
+    assert loss.endswith("| 1.000 |")
+    first = sorted((tmp_path / "back").iterdir())[0]
+    first.unlink()
+    assert main(["verify", "bundle", "out", "--files", "back", *shared]) == 1
+    shown = capsys.readouterr()
+    assert f"changed: {first}" in shown.out
+    assert f"failed: {first}" in shown.err
