@@ -89,8 +89,9 @@ $(VENV)/.test: pyproject.toml $(VENV)/.torch
 	  $(PIP) --no-deps $(TORCHVISION)
 	@touch $@ $(VENV)/.run
 
-# torchattacks pins an ancient requests, which is why it comes without its dependencies.
+# torchattacks pins an ancient requests, and adv-lib asks for visdom, which it only plots with and which does not install
+# beside a recent setuptools: both come without their dependencies, which are there but for those.
 $(VENV)/.peers: $(VENV)/.test
 	$(PIP) $(KEEP) --editable ".[peers]"
-	$(PIP) --no-deps "torchattacks>=3.5.1"
+	$(PIP) --no-deps "torchattacks>=3.5.1" "adv-lib>=0.2.8"
 	@touch $@

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import multiprocessing
 import sys
@@ -20,11 +21,13 @@ OURS = "monai_smia"
 PEERS = {"torchattacks": "torchattacks", "foolbox": "foolbox", "ART": "adversarial-robustness-toolbox"}
 """Name in the table to distribution."""
 LOSS = nn.CrossEntropyLoss()
+Bounds = tuple[float, float]
+UNIT: Bounds = (0.0, 1.0)
 STEPS, MEMBER_QUERIES, QUERIES, SEARCH = 20, 60, 300, 40
 """Of PGD, APGD and AutoAttack's members; of AutoAttack's Square; of Square alone; of FMN."""
 
 Run = Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]
-"""Image ``BCHW`` in [0, 1], label ``(B,)`` and seed to the adversarial image."""
+"""Image ``BCHW[D]``, label ``(B,)`` or ``(B, H, W[, D])`` and seed to the adversarial image."""
 
 
 @dataclass(frozen=True)
@@ -34,14 +37,16 @@ class Contest:
     Attributes:
         name: what the table calls it.
         settings: the budget, in words.
-        norm: of a search for the smallest norm; ``None`` for an attack at a fixed Linf budget.
+        norm: of a search for the smallest norm; ``None`` for an attack at a fixed budget.
         build: library to ``build(network, eps, classes) -> Run``.
+        ball: the norm of a fixed budget.
     """
 
     name: str
     settings: str
     norm: float | None
     build: dict[str, Callable[[nn.Module, float, int], Run]]
+    ball: float = math.inf
 
 
 def ours(make: Callable[[float], Attack]) -> Callable[[nn.Module, float, int], Run]:
@@ -64,9 +69,12 @@ def torchattacks(name: str, change: Callable[[Any], None] | None = None, **argum
         if name == "AutoAttack":
             given["n_classes"] = classes
 
+        make = getattr(library, name)
+        seeded = "seed" in inspect.signature(make).parameters
+
         def run(image: torch.Tensor, label: torch.Tensor, seed: int) -> torch.Tensor:
-            own = {} if name == "PGD" else {"seed": seed}
-            attack = getattr(library, name)(network, eps=eps, **given, **own)
+            own = {"seed": seed} if seeded else {}
+            attack = make(network, eps=eps, **given, **own)
             if change is not None:
                 change(attack)
             return attack(image, label)
@@ -82,11 +90,11 @@ def shorten(ensemble: Any) -> None:
         member.steps, member.n_queries, member.eot_iter = STEPS, MEMBER_QUERIES, 1
 
 
-def foolbox(name: str, fixed: bool, **arguments: Any) -> Any:
+def foolbox(name: str, fixed: bool, bounds: Bounds = UNIT, **arguments: Any) -> Any:
     def build(network: nn.Module, eps: float, classes: int) -> Run:
         import foolbox as library
 
-        model = library.PyTorchModel(network, bounds=(0, 1), device="cpu")
+        model = library.PyTorchModel(network, bounds=bounds, device="cpu")
         attack = getattr(library.attacks, name)(
             **{key: value(eps) if callable(value) else value for key, value in arguments.items()}
         )
@@ -95,7 +103,7 @@ def foolbox(name: str, fixed: bool, **arguments: Any) -> Any:
     return build
 
 
-def art(make: Callable[[Any, Any, float], Any]) -> Any:
+def art(make: Callable[[Any, Any, float], Any], bounds: Bounds = UNIT) -> Any:
     """`make` gets ART's evasion attacks, the classifier and eps."""
 
     def build(network: nn.Module, eps: float, classes: int) -> Run:
@@ -109,7 +117,7 @@ def art(make: Callable[[Any, Any, float], Any]) -> Any:
                 loss=nn.CrossEntropyLoss(),
                 input_shape=tuple(image.shape[1:]),
                 nb_classes=classes,
-                clip_values=(0.0, 1.0),
+                clip_values=bounds,
                 device_type="cpu",
             )
             return torch.from_numpy(make(evasion, model, eps).generate(image.numpy(), label.numpy()))
@@ -142,18 +150,18 @@ def art_autoattack(evasion: Any, model: Any, eps: float) -> Any:
     return evasion.AutoAttack(model, norm=np.inf, eps=eps, eps_step=2 * eps, attacks=members)
 
 
-def apgd(objective: str, theirs: str, art_loss: str) -> dict[str, Any]:
+def apgd(objective: str, theirs: str, art_loss: str, bounds: Bounds = UNIT) -> dict[str, Any]:
     return {
-        OURS: ours(lambda eps: APGD(LOSS, eps=eps, bounds=(0.0, 1.0), steps=STEPS, objective=objective)),
+        OURS: ours(lambda eps: APGD(LOSS, eps=eps, bounds=bounds, steps=STEPS, objective=objective)),
         "torchattacks": torchattacks("APGD", norm="Linf", steps=STEPS, n_restarts=1, loss=theirs),
-        "ART": art(lambda evasion, model, eps: art_apgd(evasion, model, eps, art_loss)),
+        "ART": art(lambda evasion, model, eps: art_apgd(evasion, model, eps, art_loss), bounds),
     }
 
 
-def fmn(norm: float, name: str) -> dict[str, Any]:
+def fmn(norm: float, name: str, bounds: Bounds = UNIT) -> dict[str, Any]:
     return {
-        OURS: ours(lambda eps: FMN(LOSS, norm=norm, bounds=(0.0, 1.0), steps=SEARCH)),
-        "foolbox": foolbox(name, fixed=False, steps=SEARCH),
+        OURS: ours(lambda eps: FMN(LOSS, norm=norm, bounds=bounds, steps=SEARCH)),
+        "foolbox": foolbox(name, fixed=False, bounds=bounds, steps=SEARCH),
     }
 
 

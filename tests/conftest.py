@@ -15,7 +15,7 @@ load_torchvision()
 # The tests' tensors are small, and the workers share the cores: more threads cost more than they bring.
 torch.set_num_threads(1)
 
-MISSING_PEER = re.compile(r"could not import '(art|foolbox|torchattacks)\b")
+MISSING_PEER = re.compile(r"could not import '(adv_lib|art|foolbox|torchattacks)\b")
 
 
 def data_folder() -> Path:
