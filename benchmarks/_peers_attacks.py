@@ -16,7 +16,7 @@ from torch import nn
 from benchmarks import _strength_attacks as shared
 from benchmarks._strength_attacks import LOSS, OURS, SEARCH, STEPS, Bounds, Contest, Run, step
 from benchmarks._torchvision import load_torchvision
-from monai_smia.attacks import DAG, DDN, FGSM, PGD
+from monai_smia.attacks import DDN, FGSM, PGD
 
 PEERS = {**shared.PEERS, "adv-lib": "adv-lib"}
 """Name in the table to distribution."""
@@ -42,13 +42,6 @@ def adv_lib(call: Call) -> Any:
         return lambda image, label, seed: call(attacks, network, image, label, eps)
 
     return build
-
-
-def adv_lib_dag(attacks: Any, network: nn.Module, image: torch.Tensor, label: torch.Tensor, eps: float) -> torch.Tensor:
-    from adv_lib.attacks import segmentation
-
-    found: torch.Tensor = segmentation.dag(network, image, label, max_iter=STEPS, **{"γ": step(eps)})
-    return found
 
 
 def contests(bounds: Bounds) -> dict[str, Contest]:
@@ -129,15 +122,6 @@ def contests(bounds: Bounds) -> dict[str, Contest]:
                 OURS: shared.ours(lambda eps: DDN(LOSS, steps=SEARCH, **given)),
                 "foolbox": shared.foolbox("DDNAttack", fixed=False, steps=SEARCH, **given),
                 "adv-lib": adv_lib(lambda attacks, *work: attacks.ddn(*work[:-1], steps=SEARCH, levels=None)),
-            },
-        ),
-        "dag": Contest(
-            "DAG",
-            f"{STEPS} steps of 2.5 eps / {STEPS}; adv-lib's has no budget to be told",
-            None,
-            {
-                OURS: shared.ours(lambda eps: DAG(LOSS, eps=eps, steps=STEPS, step_size=step(eps), **given)),
-                "adv-lib": adv_lib(adv_lib_dag),
             },
         ),
     }

@@ -79,7 +79,8 @@ def measure(task: Task, contest: Contest, rounds: int, title: str) -> dict[str, 
     loads = [os.getloadavg()[0]] if hasattr(os, "getloadavg") else []
     gc.freeze()  # the libraries' modules, through which every timed run would search for garbage first
     try:
-        times = race({contest.name: list(runs.values())}, rounds if len(runs) > 1 else 1, title)[contest.name]
+        rounds = rounds if len(runs) > 1 else 0
+        times = race({contest.name: list(runs.values())}, rounds, title)[contest.name]
     finally:
         gc.unfreeze()
     loads += [os.getloadavg()[0]] if loads else []
@@ -138,7 +139,7 @@ def rows(contest: Contest, result: dict[str, Any]) -> list[tuple[str, ...]]:
         if "error" in found:
             lines.append((contest.name, library, found["error"], "", "", "", "", ""))
             continue
-        seconds = [f"1 ({statistics.median(ours[clock]):.3g} s)" for clock in ("cpu", "wall")]
+        seconds = [f"1 ({statistics.median(ours[clock]):.3g} s)" if ours[clock] else "" for clock in ("cpu", "wall")]
         if library != OURS:
             seconds = [
                 spread([a / b for a, b in zip(found[clock], ours[clock], strict=True)]) for clock in ("cpu", "wall")
