@@ -32,15 +32,15 @@ def write_report(
 ) -> Path:
     """Write everything that is known of an evaluation into a folder.
 
-    ==================  ================================================================================
-    ``report.html``     the page, for people, in one file
-    ``report.md``       a section for a model card
-    ``report.json``     the `RobustnessReport`; `RobustnessReport.load` reads it
-    ``cases.csv``       a row for each run and case
-    ``about.json``      how it was made, what checks found, what failed
-    ``curve.png, .svg`` metric over eps, where matplotlib is there and a metric was attacked at several eps
-    ``views/``          the cases to look at, from which `write_again` makes the page anew
-    ==================  ================================================================================
+    ===================  ================================================================================
+    ``report.html``      the page, for people, in one file
+    ``report.md``        a section for a model card
+    ``report.json``      the `RobustnessReport`; `RobustnessReport.load` reads it
+    ``cases.csv``        a row for each run and case
+    ``about.json``       how it was made, what checks found, what failed
+    ``curve.png, .svg``  metric over eps, where matplotlib is there and a metric was attacked at several eps
+    ``views/``           the cases to look at, from which `write_again` makes the page anew
+    ===================  ================================================================================
 
     Returns:
         The page.
