@@ -70,7 +70,7 @@ class LinksFromTheirFile(SphinxTransform):
         """The path that a link means, and the heading in it."""
         written, fragment = node["reftarget"], node.get("reftargetid")
         if node.get("refdomain") == "doc":  # resolved from the page: back to what was written
-            written = os.path.relpath(self.env.doc2path(written), self.page.parent)
+            written = os.path.relpath(self.folder / f"{written}.md", self.page.parent)
         elif "#" in written:
             written, fragment = written.split("#", 1)
         return Path(os.path.normpath(Path(node.source or self.page).parent / written)), fragment
