@@ -23,7 +23,7 @@ TEXT := $(wildcard monai_smia tests bundles benchmarks tutorials docs *.md *.cff
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv quickstart test lint format peers bench robustness-table clean
+.PHONY: help venv quickstart test lint format docs peers bench robustness-table clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -52,6 +52,10 @@ format: $(VENV)/.test ## let ruff fix and format
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
+docs: $(VENV)/.test ## build the documentation into docs/_build/html; a warning is an error
+	$(PY) -m sphinx -b html -W --keep-going -j auto docs docs/_build/html
+	@echo "Open docs/_build/html/index.html"
+
 peers: $(VENV)/.peers ## install the attack libraries that the tests and benchmarks compare with
 
 bench: $(VENV)/.peers ## speed and strength side by side with the peers
@@ -61,7 +65,7 @@ robustness-table: $(VENV)/.test ## attack every bundle, standard and robust weig
 	$(PY) -m benchmarks robustness_table --write docs/robustness.md $(TABLE_ARGS)
 
 clean: ## remove what builds, caches and runs left (the environment stays)
-	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache runs bundles/*/eval bundles/*/runs
+	rm -rf build dist docs/_build .mypy_cache .pytest_cache .ruff_cache runs bundles/*/eval bundles/*/runs
 	find $(wildcard monai_smia tests bundles benchmarks tutorials) -name __pycache__ -type d -exec rm -rf {} +
 
 $(VENV)/.venv:

@@ -20,6 +20,7 @@ extensions = [
     "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
     "sphinx_copybutton",
+    "names_of_the_package",
     "outside_pages",
 ]
 exclude_patterns = ["_build"]
@@ -40,6 +41,7 @@ autodoc_typehints_description_target = "documented"
 autodoc_preserve_defaults = True
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
+napoleon_custom_sections = ["Returns"]  # words; the type is in the annotation
 
 html_theme = "furo"
 html_title = f"monai_smia {release}"

@@ -55,8 +55,8 @@ class LinksFromTheirFile(SphinxTransform):
         elif not path.exists():
             return  # myst_parser says which link it is
         elif self.config.repository_url:
-            inside = path.relative_to(self.folder.parent).as_posix()
-            link = nodes.reference("", refuri=self.config.repository_url + inside + (f"#{fragment}" if fragment else ""))
+            inside = path.relative_to(self.folder.parent).as_posix() + (f"#{fragment}" if fragment else "")
+            link = nodes.reference("", refuri=self.config.repository_url + inside)
         elif path.is_file():
             copy = os.path.relpath(path, self.page.parent)
             link = download_reference("", refdomain=None, reftarget=copy, **self.common(node))
