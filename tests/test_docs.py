@@ -24,12 +24,8 @@ from monai_smia import attacks
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-MARKDOWN = sorted(
-    path
-    for pattern in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "docs/**/*.md", "bundles/*/docs/README.md")
-    for path in (*ROOT.glob(pattern), *([] if pattern != "README.md" else ROOT.glob("[bt]*s/*.md")))
-    if "_build" not in path.parts
-)
+PLACES = ("*.md", "docs/**/*.md", "bundles/*/docs/README.md", "benchmarks/*.md", "tutorials/*.md")
+MARKDOWN = sorted({path for place in PLACES for path in ROOT.glob(place) if "_build" not in path.parts})
 RUNNING = [DOCS / "getting_started.md", DOCS / "by_hand.md", *sorted((DOCS / "how_to").glob("*.md"))]
 FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 BLOCK = re.compile(r"^```(python|text)\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -114,16 +110,14 @@ class Page(HTMLParser):
             self.links.append(link)
 
 
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The site, built with warnings as errors."""
+def test_the_site_builds_without_a_warning_and_is_whole(tmp_path: Path) -> None:
+    """One test, so that processes that share the tests build it once."""
     for module in ("sphinx", "furo", "myst_parser", "sphinx_copybutton"):
         if importlib.util.find_spec(module) is None:
             pytest.skip(f'needs {module}, to build the documentation: pip install "monai-smia[docs]"')
-    out = tmp_path_factory.mktemp("docs")
-    options = ["-b", "html", "-W", "--keep-going", "-q", "-j", "auto", "-d", str(out / "doctrees")]
+    options = ["-b", "html", "-W", "--keep-going", "-q", "-j", "auto", "-d", str(tmp_path / "doctrees")]
     done = subprocess.run(
-        [sys.executable, "-c", SPHINX, *options, str(DOCS), str(out / "html")],
+        [sys.executable, "-c", SPHINX, *options, str(DOCS), str(tmp_path / "html")],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])},
         capture_output=True,
@@ -131,12 +125,15 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
         check=False,
     )
     assert done.returncode == 0, done.stderr[-8000:]
-    return out / "html"
-
-
-def test_the_site_has_no_dead_link(site: Path) -> None:
-    pages = {path: Page(path.read_text(encoding="utf-8")) for path in site.rglob("*.html")}
+    pages = {path: Page(path.read_text(encoding="utf-8")) for path in (tmp_path / "html").rglob("*.html")}
     assert len(pages) > 40
+    assert dead_in_the_site(tmp_path / "html", pages) == []
+    assert left_the_documentation(tmp_path / "html", pages) == []
+    assert not_in_the_reference(tmp_path / "html") == []
+
+
+def dead_in_the_site(site: Path, pages: dict[Path, Page]) -> list[str]:
+    """Links of the built pages to files or headings that are not there."""
     dead = []
     for path, page in pages.items():
         for link in page.links:
@@ -145,27 +142,30 @@ def test_the_site_has_no_dead_link(site: Path) -> None:
             exists = target in pages or target.is_file()
             if not exists or (parts.fragment and target in pages and unquote(parts.fragment) not in pages[target].ids):
                 dead.append(f"{path.relative_to(site)}: {link}")
-    assert dead == []
+    return dead
 
 
-def test_links_that_leave_the_documentation_find_their_pages(site: Path) -> None:
-    bundle = Page((site / "bundles" / "fundus_dr_classification.html").read_text(encoding="utf-8"))
-    assert "../robustness.html" in bundle.links
-    index = Page((site / "bundles" / "index.html").read_text(encoding="utf-8"))
-    assert {f"{path.parents[1].name}.html" for path in ROOT.glob("bundles/*/docs/README.md")} <= set(index.links)
-    assert not (site / "_downloads").exists()
+def left_the_documentation(site: Path, pages: dict[Path, Page]) -> list[str]:
+    """Links to READMEs from elsewhere, and from them, that do not lead to the site's own pages."""
+    names = [path.parents[1].name for path in ROOT.glob("bundles/*/docs/README.md")]
+    wrong = [name for name in names if f"{name}.html" not in pages[site / "bundles" / "index.html"].links]
+    fundus = pages[site / "bundles" / "fundus_dr_classification.html"].links
+    wrong += [link for link in ("../robustness.html",) if link not in fundus]
+    return wrong + [str(path) for path in site.glob("_downloads/*/*.md")]
 
 
-def test_every_public_name_is_on_a_page_of_the_reference(site: Path) -> None:
+def not_in_the_reference(site: Path) -> list[str]:
+    """Public names, and modules, that have no page of the reference."""
     _, _, _, _, packed = (site / "objects.inv").read_bytes().split(b"\n", 4)
     entries = [line.split(" ") for line in zlib.decompress(packed).decode().splitlines()]
-    names = LIST.read_text().split()
     there = {entry[0] for entry in entries if entry[1].startswith("py:") and entry[3].startswith("reference/")}
-    assert [name for name in names if name not in there] == []
+    names = LIST.read_text().split()
+    missing = [name for name in names if name not in there]
     top = (site / "reference" / "monai_smia.html").read_text(encoding="utf-8")
     short = [name for name in monai_smia.__all__ if not inspect.ismodule(getattr(monai_smia, name))]
-    assert [name for name in short if f"monai_smia.{name}<" not in top] == []
-    assert {name.split(".")[1] for name in names} <= {path.stem for path in (DOCS / "reference").glob("*.md")}
+    missing += [name for name in short if f"monai_smia.{name}<" not in top]
+    modules = {name.split(".")[1] for name in names}
+    return missing + sorted(modules - {path.stem for path in (DOCS / "reference").glob("*.md")})
 
 
 def numbers_and_words(text: str) -> tuple[list[float], list[str]]:
