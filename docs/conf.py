@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """How Sphinx builds the documentation: `make docs`, or `sphinx-build -W docs docs/_build/html`."""
 
 from __future__ import annotations

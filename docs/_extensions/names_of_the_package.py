@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """`Name` in a docstring links to that public name, whichever module of the package documents it."""
 
 from __future__ import annotations

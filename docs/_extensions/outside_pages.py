@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: Apache-2.0
 """Links in Markdown pages, resolved from the file that they were written in.
 
 The same files are read on GitHub, where a link is relative to its file. On the site some pages consist of a file from
