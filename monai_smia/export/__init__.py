@@ -15,6 +15,7 @@ from monai_smia.export.picture import PictureImage
 from monai_smia.export.recompression import Recompression
 from monai_smia.export.replay import NotDifferentiableError, replay
 from monai_smia.export.saving import SaveAdversariald
+from monai_smia.export.soft_jpeg import SoftJPEG
 from monai_smia.export.stored import StoredImage
 from monai_smia.export.survival import Survival, survival_of
 from monai_smia.export.verifying import Verification, verify_on_disk
@@ -32,6 +33,7 @@ __all__ = [
     "PictureImage",
     "Recompression",
     "SaveAdversariald",
+    "SoftJPEG",
     "StoredImage",
     "Survival",
     "Verification",

@@ -32,14 +32,15 @@ class NativeNetwork(nn.Module):
 
     .. math:: f(P(Q(x)))
 
-    Q is what the file can hold (rounded to its levels, compressed where the format is lossy), with the gradient of the
-    identity; P is the bundle's preprocessing, with its own gradient; f is the network through its inferer.
+    Q is what the file can hold (rounded to its levels, compressed where the format is lossy), with the gradient of its
+    approximation; P is the bundle's preprocessing, with its own gradient; f is the network through its inferer.
 
     Args:
         network: f.
         loaded: the preprocessing at the case, see `replay`.
         held: Q, on ``(C, *spatial)``.
         inferer: ``inferer(inputs, network)``.
+        approximation: what stands in for Q in the backward pass; ``None`` is the identity.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class NativeNetwork(nn.Module):
         loaded: Loaded,
         held: Callable[[torch.Tensor], torch.Tensor],
         inferer: Callable[..., Any],
+        approximation: Callable[[torch.Tensor], torch.Tensor] | None = None,
     ) -> None:
         super().__init__()
         self.network = network
@@ -55,7 +57,7 @@ class NativeNetwork(nn.Module):
         self.steps: Sequence[ReplayStep] = loaded.steps
         self.meta = loaded.image.meta
         self.inferer = inferer
-        self.quantise = BPDA(held)
+        self.quantise = BPDA(held, approximation)
 
     def forward(self, image: torch.Tensor) -> Any:
         """The prediction at the file's values, ``(1, C, *spatial)``."""
@@ -216,7 +218,8 @@ def case_from(
     collate = loader.collate_fn or list_data_collate
     batch = collate([dataset[index]])
     inputs, target = evaluator.prepare_batch(batch, evaluator.state.device, False)[:2]
-    network = NativeNetwork(evaluator.network, loaded, stored.held, gradient_inferer(evaluator.inferer))
+    inferer = gradient_inferer(evaluator.inferer)
+    network = NativeNetwork(evaluator.network, loaded, stored.held, inferer, stored.approximation())
     image = MetaTensor(loaded.image.as_tensor().float(), meta=loaded.image.meta).unsqueeze(0)
     clean = network.inputs(image) if stored.lossless else loaded.result.unsqueeze(0)
     if inputs.shape != clean.shape or not torch.allclose(

@@ -13,6 +13,7 @@ from monai.utils import optional_import
 
 from monai_smia.export.lattice import Lattice
 from monai_smia.export.picture_parts import splice_jpeg, splice_png
+from monai_smia.export.soft_jpeg import SoftJPEG
 from monai_smia.export.stored import StoredImage, appearing
 
 Image, _ = optional_import("PIL.Image")
@@ -78,6 +79,10 @@ class PictureImage(StoredImage):
             return self.lattice.nearest(values)
         array = _open(self._encode(values), self.path)[0]
         return _as_tensor(array).to(values.device, values.dtype)
+
+    def approximation(self) -> SoftJPEG | None:
+        """A differentiable copy of the JPEG of the copies, with their tables and subsampling; the identity for PNG."""
+        return None if self.lossless else SoftJPEG.of_file(self._encode(self.values()))
 
     def write(self, values: torch.Tensor, path: Path) -> None:
         if path.suffix.lower() not in SUFFIXES[self._format]:

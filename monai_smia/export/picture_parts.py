@@ -38,8 +38,8 @@ def splice_jpeg(original: bytes, encoded: bytes) -> bytes:
         original: a JPEG file.
         encoded: a JPEG file.
     """
-    kept = b"".join(part for marker, part in _jpeg_segments(original) if marker in SEGMENTS_KEPT)
-    fresh = b"".join(part for marker, part in _jpeg_segments(encoded) if marker not in SEGMENTS_KEPT)
+    kept = b"".join(part for marker, part in jpeg_segments(original) if marker in SEGMENTS_KEPT)
+    fresh = b"".join(part for marker, part in jpeg_segments(encoded) if marker not in SEGMENTS_KEPT)
     return encoded[:2] + kept + fresh
 
 
@@ -52,7 +52,7 @@ def _png_chunks(content: bytes) -> Iterator[tuple[bytes, bytes]]:
         begin += 12 + length
 
 
-def _jpeg_segments(content: bytes) -> Iterator[tuple[int, bytes]]:
+def jpeg_segments(content: bytes) -> Iterator[tuple[int, bytes]]:
     """Marker and bytes of each segment after the start; the scan with all that follows is the last."""
     begin = 2
     while content[begin + 1] != START_OF_SCAN:

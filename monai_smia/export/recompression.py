@@ -11,6 +11,7 @@ import torch
 from monai.utils import optional_import
 
 from monai_smia.attacks import BPDA
+from monai_smia.export.soft_jpeg import SoftJPEG
 
 Image, _ = optional_import("PIL.Image")
 
@@ -19,10 +20,10 @@ class Recompression:
     r"""What viewers, archives and web pages do to a picture: JPEG of a quality that is not known beforehand.
 
     .. math:: t_q(x) = \mathrm{JPEG}_q(x), \qquad q \sim \mathcal{U}\{q_{\min}, \dots, q_{\max}\}, \qquad
-              \frac{\partial t_q}{\partial x} := I
+              \frac{\partial t_q}{\partial x} := \frac{\partial \hat g_q}{\partial x}
 
-    Forward it is Pillow's own encoder and decoder, backward the identity. As the transform of `EoT` it makes an attack
-    on the mean over qualities.
+    Forward it is Pillow's own encoder and decoder, backward `SoftJPEG` at the same quality, :math:`\hat g_q`. As the
+    transform of `EoT` it makes an attack on the mean over qualities.
 
     Args:
         qualities: :math:`q_{\min}, q_{\max}`, whole numbers from 1 to 100; every image draws its own.
@@ -38,8 +39,8 @@ class Recompression:
             attacked = native_case(evaluator, 0).attack(attack)
 
     Reference: Athalye, Engstrom, Ilyas, Kwok, "Synthesizing robust adversarial examples", ICML 2018,
-    https://arxiv.org/abs/1707.07397. Deviation: the gradient of the codec is the identity (BPDA), not that of a
-    differentiable copy of JPEG, so that the forward pass is the encoder that users have.
+    https://arxiv.org/abs/1707.07397. Deviation: the codec has no gradient, so that of a differentiable copy
+    stands in for it (BPDA); the forward pass is the encoder that users have.
     """
 
     def __init__(self, qualities: Sequence[int] = (50, 95)) -> None:
@@ -58,7 +59,11 @@ class Recompression:
         def trip(pixels: torch.Tensor) -> torch.Tensor:
             return torch.stack([as_jpeg(one, quality) for one, quality in zip(pixels, drawn, strict=True)])
 
-        through: torch.Tensor = BPDA(trip)(image.as_subclass(torch.Tensor))
+        def soft_trip(pixels: torch.Tensor) -> torch.Tensor:
+            copies = [SoftJPEG.of_quality(quality, pixels.shape[1]) for quality in drawn]
+            return torch.stack([copy(one) for copy, one in zip(copies, pixels, strict=True)])
+
+        through: torch.Tensor = BPDA(trip, soft_trip)(image.as_subclass(torch.Tensor))
         return through
 
     def __repr__(self) -> str:

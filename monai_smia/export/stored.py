@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -54,6 +54,13 @@ class StoredImage(ABC):
     def held(self, values: torch.Tensor) -> torch.Tensor:
         """What reading a copy back gives; a lossy format overrides it."""
         return self.lattice.nearest(values)
+
+    def approximation(self) -> Callable[[torch.Tensor], torch.Tensor] | None:
+        """What stands in for `held` in the backward pass, a differentiable function of the values.
+
+        ``None`` is the identity, which fits a rounding to levels; a lossy format overrides it.
+        """
+        return None
 
     def check(self, values: torch.Tensor) -> torch.Tensor:
         """The values as a plain tensor on the CPU.
