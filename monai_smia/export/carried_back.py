@@ -56,7 +56,7 @@ def extremes_scale(loaded: Loaded) -> bool:
     """Whether one voxel beyond the image's range changes all of the network's input, as by `ScaleIntensity`."""
     for step, before in with_before(loaded):
         if keeps_places(before, step.after):
-            raised = before.detach().clone()
+            raised = before.detach().clone(memory_format=torch.contiguous_format)
             flat = raised.as_subclass(torch.Tensor).view(-1)
             place = int(flat.argmax())
             flat[place] += flat.max() - flat.min() + 1

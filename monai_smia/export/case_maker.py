@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ class CaseMaker:
         bpda: see `replay`.
         unit: of the files.
         seed: for the manifest.
-        recompression: the attack is on the mean over its draws.
+        qualities: of JPEG that the files will be compressed with again; the attack is on the mean over them.
         as_png: copies of JPEG files are PNG.
     """
 
@@ -52,7 +52,7 @@ class CaseMaker:
     bpda: Mapping[str, Approximation | None]
     unit: str
     seed: int
-    recompression: Recompression | None = None
+    qualities: Sequence[int] | None = None
     as_png: bool = False
 
     def __post_init__(self) -> None:
@@ -73,8 +73,8 @@ class CaseMaker:
     def _attacked(self, index: int, batch: Any, generator: torch.Generator) -> tuple[Any, AttackResult]:
         case = self._case(index)
         attack = self._fitted(case)
-        if self.recompression is not None:
-            attack = EoT(attack, self.recompression, samples=SAMPLES)
+        if self.qualities is not None:
+            attack = EoT(attack, Recompression(self.qualities, case.network.quantise), samples=SAMPLES)
         done = case.attack(attack, generator=generator)
         target = self.manifest.file.parent / IMAGES / f"{index:04d}_{case.name}{case.stored.suffix}"
         removed(target)  # of a run that was killed before it noted the case: the same numbers again

@@ -105,15 +105,12 @@ def write_cohort(
     if place.exists() and any(place.iterdir()) and not (resume and manifest.exists()):
         wanted = "one with a cohort" if resume else "a new folder, or resume=True"
         raise FileExistsError(f"folder: {place} holds something; expected {wanted}")
-    recompression = None if qualities is None else Recompression(qualities)
-    if recompression is not None:
-        EoT(attack, recompression, samples=SAMPLES)  # refuses now what it would refuse for every case
+    if qualities is not None:
+        EoT(attack, Recompression(qualities), samples=SAMPLES)  # refuses now what it would refuse for every case
     manifest.begin()
     loader = evaluator.data_loader
     evaluator.data_loader = DataLoader(loader.dataset, batch_size=1, num_workers=0, collate_fn=loader.collate_fn)
-    maker = CaseMaker(
-        evaluator, loader, attack, relative, manifest, dict(bpda or {}), unit, seed, recompression, as_png
-    )
+    maker = CaseMaker(evaluator, loader, attack, relative, manifest, dict(bpda or {}), unit, seed, qualities, as_png)
     runs = [IN_MEMORY, ON_DISK, *([NAIVE_IN_MEMORY, NAIVE_ON_DISK] if naive else [])]
     try:
         run = CaseByCase(
@@ -129,7 +126,7 @@ def write_cohort(
                 "relative": str(relative),
                 "seed": str(seed),
                 "naive": str(naive),
-                "qualities": repr(recompression),
+                "qualities": repr(qualities),
                 "as_png": str(as_png),
             },
             resume=resume,

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -27,6 +27,8 @@ class Recompression:
 
     Args:
         qualities: :math:`q_{\min}, q_{\max}`, whole numbers from 1 to 100; every image draws its own.
+        before: what the picture goes through first, ``(1 or 3, width, height)`` to the same: the file that is
+            compressed again.
 
     Raises:
         ImportError: at the call, without Pillow.
@@ -43,8 +45,11 @@ class Recompression:
     stands in for it (BPDA); the forward pass is the encoder that users have.
     """
 
-    def __init__(self, qualities: Sequence[int] = (50, 95)) -> None:
+    def __init__(
+        self, qualities: Sequence[int] = (50, 95), before: Callable[[torch.Tensor], torch.Tensor] | None = None
+    ) -> None:
         self.qualities = as_qualities(qualities)
+        self.before = before
 
     def __call__(self, image: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """The picture after a round trip.
@@ -63,7 +68,10 @@ class Recompression:
             copies = [SoftJPEG.of_quality(quality, pixels.shape[1]) for quality in drawn]
             return torch.stack([copy(one) for copy, one in zip(copies, pixels, strict=True)])
 
-        through: torch.Tensor = BPDA(trip, soft_trip)(image.as_subclass(torch.Tensor))
+        plain = image.as_subclass(torch.Tensor)
+        if self.before is not None:
+            plain = torch.stack([self.before(one) for one in plain])
+        through: torch.Tensor = BPDA(trip, soft_trip)(plain)
         return through
 
     def __repr__(self) -> str:

@@ -27,7 +27,7 @@ from monai.transforms import (
 )
 
 from monai_smia.export import carried_back
-from monai_smia.export.carried_back import input_slope
+from monai_smia.export.carried_back import extremes_scale, input_slope
 from monai_smia.export.replay import Loaded, replay
 
 LOAD = [LoadImaged("image"), EnsureChannelFirstd("image")]
@@ -127,3 +127,19 @@ def test_what_cannot_be_undone_is_named(item: dict[str, str]) -> None:
         carried_back(through, torch.zeros(1, 8, 7, 6))
     with pytest.raises(ValueError, match="without randomness; got RandFlipd"):
         loaded(item, RandFlipd("image", 0.5))
+
+
+@pytest.mark.parametrize(
+    ("step", "expected"),
+    [
+        (ScaleIntensityd("image"), True),
+        (ScaleIntensityRanged("image", -1000, 1000, 0.0, 1.0), False),
+        (NormalizeIntensityd("image"), False),
+    ],
+)
+def test_scaling_by_the_extremes_is_seen_in_any_memory_layout(tmp_path: Path, step: Any, expected: bool) -> None:
+    """A picture is loaded transposed."""
+    pillow = pytest.importorskip("PIL.Image")
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 16), dtype=np.uint8)
+    pillow.fromarray(pixels).save(tmp_path / "a.png")
+    assert extremes_scale(loaded({"image": str(tmp_path / "a.png")}, step)) is expected

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from monai_smia.export import Recompression
+from monai_smia.export import Recompression, SoftJPEG
 
 Image = pytest.importorskip("PIL.Image")
 
@@ -30,14 +30,23 @@ def by_pillow(picture: torch.Tensor, quality: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_the_picture_is_pillows_and_the_gradient_the_identity(channels: int) -> None:
+def test_the_picture_is_pillows_and_the_gradient_that_of_the_soft_copy(channels: int) -> None:
     image = pictures(channels).requires_grad_()
     out = Recompression((40, 40))(image, torch.Generator().manual_seed(0))
     for one, expected in zip(out, image, strict=True):
         assert torch.equal(one.detach(), by_pillow(expected.detach(), 40))
     weights = pictures(channels)
     (out * weights).sum().backward()
-    assert torch.equal(image.grad, weights)  # type: ignore[arg-type]
+    leaf = image.detach().clone().requires_grad_()
+    soft = torch.stack([SoftJPEG.of_quality(40, channels)(one) for one in leaf])
+    assert torch.equal(image.grad, torch.autograd.grad(soft, leaf, weights)[0])  # type: ignore[arg-type]
+
+
+def test_a_file_is_compressed_before_it_is_compressed_again() -> None:
+    image = pictures(3)
+    out = Recompression((40, 40), before=lambda one: by_pillow(one, 80))(image, torch.Generator().manual_seed(0))
+    for one, clean in zip(out, image, strict=True):
+        assert torch.equal(one, by_pillow(by_pillow(clean, 80), 40))
 
 
 def test_every_picture_draws_its_own_quality() -> None:
