@@ -10,6 +10,8 @@ from typing import Any
 
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
+from monai_smia.handlers.batch import case_files
+
 
 @dataclass(frozen=True)
 class Failure:
@@ -39,12 +41,14 @@ class Planned:
     Attributes:
         number: of the batch, from 0.
         indices: of its items in the dataset; empty where the loader has no index.
+        first: number of its first case among all cases.
         load: gives the batch, of the items asked for or of all, and the failures of those that could not be loaded.
         name: the file of the item of an index.
     """
 
     number: int
     indices: tuple[int, ...]
+    first: int
     load: Callable[[Sequence[int]], tuple[Any, list[Failure]]]
     name: Callable[[int], str] = str
 
@@ -58,9 +62,11 @@ def plan(loader: Any, image_key: str) -> Iterator[Planned]:
         loader: a `DataLoader` over a dataset with an index, or anything that gives batches when iterated over.
         image_key: names a case by its file.
     """
-    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset) or loader.batch_size is None:
+    if not _has_index(loader):
+        first = 0
         for number, batch in enumerate(loader):
-            yield Planned(number, (), partial(_loaded, batch))
+            yield Planned(number, (), first, partial(_loaded, batch))
+            first += len(case_files(batch, image_key))
         return
     dataset, collate = loader.dataset, loader.collate_fn
 
@@ -75,7 +81,15 @@ def plan(loader: Any, image_key: str) -> Iterator[Planned]:
 
     sampler = BatchSampler(range(len(dataset)), loader.batch_size, loader.drop_last)  # type: ignore[arg-type]
     for number, indices in enumerate(sampler):
-        yield Planned(number, tuple(indices), load, lambda index: named(dataset, index, image_key))
+        yield Planned(number, tuple(indices), indices[0], load, lambda index: named(dataset, index, image_key))
+
+
+def _has_index(loader: Any) -> bool:
+    return (
+        isinstance(loader, DataLoader)
+        and not isinstance(loader.dataset, IterableDataset)
+        and loader.batch_size is not None
+    )
 
 
 def _loaded(batch: Any, indices: Sequence[int]) -> tuple[Any, list[Failure]]:
@@ -83,7 +97,10 @@ def _loaded(batch: Any, indices: Sequence[int]) -> tuple[Any, list[Failure]]:
 
 
 def count(loader: Any) -> int | None:
-    """How many batches, where that is known."""
+    """How many batches `plan` gives, where that is known."""
+    if _has_index(loader):
+        size = loader.batch_size
+        return len(loader.dataset) // size if loader.drop_last else -(-len(loader.dataset) // size)
     try:
         return len(loader)
     except TypeError:

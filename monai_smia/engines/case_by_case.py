@@ -12,23 +12,25 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from ignite.engine import Events
-from monai.engines.utils import IterationEvents
 from monai.handlers import CheckpointLoader, StatsHandler
 from monai.utils import CommonKeys
 from tqdm.auto import tqdm
 
 from monai_smia.attacks import Attack, AttackResult
+from monai_smia.engines.alone import alone, without_wrapper
 from monai_smia.engines.batches import Failure, Planned, count, plan
+from monai_smia.engines.case_run import run_batch
 from monai_smia.engines.diagnosis import concluded, doubted, examined
 from monai_smia.engines.guards import RECORDING, loaders, refuse_savers, without_handlers, without_saving_images
-from monai_smia.engines.metric_state import metrics_of, restore, state_of
-from monai_smia.engines.progress import Progress, read_progress, write_progress
+from monai_smia.engines.keeping import Keeper
+from monai_smia.engines.progress import Part, Progress, Record
 from monai_smia.engines.records import CaseRecorder, as_named, short_names
+from monai_smia.engines.tally import Entry, Tally
 from monai_smia.handlers.batch import attack_batch, batch_seed, case_files
 from monai_smia.handlers.certifying import certify_batch, certify_options
 from monai_smia.intensity import IntensityScale
 from monai_smia.reports import CLEAN, RobustnessReport
+from monai_smia.reports.finding import Finding
 
 Fitted = Callable[[str, Attack, torch.Tensor], Attack]
 """``(name, attack, image) -> attack`` with what depends on the batch, such as an eps relative to each image."""
@@ -63,15 +65,21 @@ class CaseByCase:
     The numbers are those of `evaluate_robustness`. A batch that fails is tried case by case; a case that fails, in
     loading, in the network, in an attack or in a metric, is noted and left out of every run, and the others go on.
 
+    The batches may be shared out, to the tasks of a job array (`shard`) or to the processes of a distributed group,
+    which take a shard each. A batch is the same whoever evaluates it, with the same cases and the same seed, and so are
+    the numbers of all of them together.
+
     Args:
         evaluator: a `SupervisedEvaluator` or any subclass.
         attacks: name to attack.
         image_key, label_key, mask_key, seed: as in `AttackHandler`.
         intensity: physical unit of the network's input, for the report.
         certify: as in `evaluate_robustness`.
-        folder: where the progress is kept (``progress.pt``); ``None`` for nowhere.
+        folder: where the progress is kept (``progress.pt``, or ``shard-<i>-of-<n>.pt``); ``None`` for nowhere.
         settings: what the run is made of, name to text; a run is resumed only by one of the same settings.
-        resume: go on with what `folder` holds.
+        resume: go on with what `folder` holds; if these are finished shards, and `shard` is not given, merge them.
+        shard: ``"i/n"``, the i-th of n equal shares, counted from 1; ``None`` for all batches, or in a distributed
+            group for the share of this process.
         fitted: gives an attack what depends on the batch.
         prepare: a batch to the batch that is evaluated, such as one with labels made of the clean prediction.
         made: gives the batch of a run where it is not the attack on the network's input, such as one read from a file.
@@ -81,7 +89,9 @@ class CaseByCase:
         progress: show a bar with the cases, the attack and the time left.
 
     Raises:
-        ValueError: when a `CheckpointSaver` is attached; when a run to resume was made of other settings.
+        ValueError: when a `CheckpointSaver` is attached; when a run to resume was made of other settings, or of other
+            shards; when shards to merge are missing, unfinished, or not of one evaluation; when `shard` is no share, or
+            a metric cannot be shared out.
         FileExistsError: when `folder` holds the progress of an earlier run and `resume` is false.
     """
 
@@ -99,6 +109,7 @@ class CaseByCase:
         folder: str | Path | None = None,
         settings: Mapping[str, str] | None = None,
         resume: bool = False,
+        shard: Any = None,
         fitted: Fitted | None = None,
         prepare: Callable[[Any], Any] | None = None,
         made: Made | None = None,
@@ -112,46 +123,68 @@ class CaseByCase:
         self.seed = seed
         self.intensity = intensity
         self.certify = certify_options(certify, self.attacks)
-        self.file = None if folder is None else Path(folder) / "progress.pt"
-        self.settings = dict(settings or {})
         self.fitted = fitted
         self.prepare = prepare
         self.made = made
         self.watchers = tuple(watchers)
         self.diagnose = diagnose
         self._examined: AttackResult | None = None
+        self._clean: tuple[dict[str, Any], dict[str, Any]] | None = None
+        self._some = False
         self.progress = progress
         refuse_savers(evaluator)
         self._weights = loaders(evaluator)
-        self._metrics = metrics_of(evaluator)
-        self.state = Progress() if self.file is None else read_progress(self.file, self.settings, resume)
+        self._tally = Tally(evaluator)
+        batches = {} if (number := count(evaluator.data_loader)) is None else {"batches": str(number)}
+        made_of = {**(settings or {}), "attacks of the run": ", ".join(self.attacks), **batches}
+        self._keeper = Keeper(folder, made_of, shard, resume)
+        self._tally.know([entries for run in (CLEAN, *self.attacks) for entries in self.state.states(run)])
+
+    @property
+    def state(self) -> Progress:
+        """What is done."""
+        return self._keeper.state
+
+    @property
+    def complete(self) -> bool:
+        """Whether all batches of the evaluation are done: in a shard, whether those of all shards are."""
+        return self._keeper.complete
 
     def run(self) -> RobustnessReport:
         """Evaluate what is not done yet; the evaluator's `CheckpointLoader`, if it has one, loads the weights once.
 
         Returns:
-            The report of all cases done, those of an earlier run included.
+            The report of all cases done, those of an earlier run included. A shard gives that of its own cases; the
+            one that is finished last that of all. In a distributed group every process gives that of all.
 
         Raises:
-            RuntimeError: when all of the first cases fail alike, which no other case will mend.
+            RuntimeError: when all of the first cases fail alike, which no other case will mend; in a distributed group
+                in every process when one of them fails.
         """
-        loader, first = self.evaluator.data_loader, self.state.done
-        for load in self._weights:
-            load(self.evaluator)
-        with (
-            self._quiet(),
-            tqdm(total=count(loader), initial=len(first), disable=not self.progress, unit="batch") as bar,
-        ):
+        with self._keeper.together(), alone(), without_wrapper(self.evaluator):
+            for load in self._weights:
+                load(self.evaluator)
+            if not self._keeper.complete:
+                with self._quiet():
+                    self._evaluate_all()
+        with alone(), self._quiet():
+            return self.report()
+
+    def _evaluate_all(self) -> None:
+        """Every batch that is not done yet, and is in the shard."""
+        loader, batches = self.evaluator.data_loader, 0
+        mine = self._keeper.share(count(loader))
+        show = self.progress and self._keeper.shows
+        with tqdm(total=mine, initial=len(self.state.records), disable=not show, unit="batch") as bar:
             bar.set_description("cases under attack")
             self._bar = bar
             for planned in plan(loader, self.image_key):
-                if planned.number not in self.state.done:
+                batches += 1
+                if self._keeper.wants(planned.number):
                     self._evaluate(planned)
                     bar.update()
                     self._give_up()
-        if not self.state.names:
-            self._forget()
-        return self.report()
+        self._keeper.finish(batches)
 
     @property
     def failures(self) -> tuple[Failure, ...]:
@@ -167,9 +200,10 @@ class CaseByCase:
         recorder = CaseRecorder(self.image_key, self.intensity)
         recorder.names, recorder.rows = self.state.names, self.state.rows
         recorder.certificates = self.state.certificates
-        runs = (CLEAN, *self.attacks)
-        metrics = {run: self.state.metrics.get(run, {}) for run in runs}
-        details = {run: self.state.details.get(run, {}) for run in runs}
+        metrics, details = {}, {}
+        for run in (CLEAN, *self.attacks):
+            metrics[run], details[run] = self._tally.computed(self.state.states(run))
+        self._clean = metrics[CLEAN], details[CLEAN]
         return self.concluded(recorder.report(metrics, details, self.attacks))
 
     def concluded(self, report: RobustnessReport) -> RobustnessReport:
@@ -178,77 +212,82 @@ class CaseByCase:
 
     def _give_up(self) -> None:
         """Stop where nothing but the same error has come, be its numbers each case's own."""
+        if self._some:
+            return
         failed = [(failure.stage, failure.error) for failure in self.state.failures if failure.stage != "loading"]
         alike = {(stage, re.sub(r"[\d.]+", "", error)) for stage, error in failed}
-        if not self.state.names and len(failed) >= HOPELESS and len(alike) == 1:
-            self._forget()
+        self._some = any(record.parts for record in self.state.records.values())
+        if not self._some and len(failed) >= HOPELESS and len(alike) == 1:
+            self._keeper.forget()
             raise RuntimeError(
                 f"{failed[0][0]}: the first {len(failed)} cases all failed; the first with {failed[0][1]}"
             )
 
-    def _forget(self) -> None:
-        """Leave the folder free for a run with better arguments: of this one nothing is worth going on with."""
-        if self.file is not None:
-            self.file.unlink(missing_ok=True)
-
     def _evaluate(self, planned: Planned) -> None:
         """One batch; if it fails as a whole, its cases one by one."""
+        record = Record(planned.number)
         batch, failures = planned.load(planned.indices)
-        self.state.failures += failures
-        if batch is not None and (failure := self._all_runs(batch, planned)) is not None:
+        record.failures += failures
+        if batch is not None and (failure := self._all_runs(batch, planned, record)) is not None:
             if len(planned.indices) > 1:
                 for index in planned.indices:
                     batch, _ = planned.load([index])  # what cannot be loaded is noted already
-                    if batch is not None and (failure := self._all_runs(batch, planned, index)) is not None:
-                        self.state.failures.append(failure)
+                    if batch is not None and (failure := self._all_runs(batch, planned, record, index)) is not None:
+                        record.failures.append(failure)
             else:
-                self.state.failures.append(failure)
-        self.state.done.append(planned.number)
-        if self.file is not None:
-            write_progress(self.file, self.state, self.settings)
+                record.failures.append(failure)
+        if self._tally.carried and self._keeper.shard is not None:
+            raise ValueError(
+                f"shard: {', '.join(self._tally.carried)} does not add up over batches; expected an evaluation in one "
+                "piece, or other metrics"
+            )
+        self._keeper.keep(record)
 
-    def _all_runs(self, batch: Any, planned: Planned, index: int | None = None) -> Failure | None:
+    def _all_runs(self, batch: Any, planned: Planned, record: Record, index: int | None = None) -> Failure | None:
         """Every run of a batch, or of one of its cases, kept if none fails."""
-        first = index if index is not None else (*planned.indices, len(self.state.names))[0]
+        first = planned.first if index is None else index
         names = case_files(batch, self.image_key, start=first)
         own = planned.indices if index is None else (index,)
         if names[0] == str(first) and len(own) == len(names):  # no file in the metadata
             names = [planned.name(item) for item in own]
         recorder = CaseRecorder(self.image_key, self.intensity)
-        kept: dict[str, tuple[Any, ...]] = {}
+        part, seconds = Part(names), dict[str, float]()
         run = CLEAN
         try:
             if self.prepare is not None:
                 batch = self.prepare(batch)
-            chosen = self._doubted(batch)
+            chosen = self._doubted(batch, record)
             for run in (CLEAN, *self.attacks):
                 started = time.perf_counter()
-                kept[run] = (*self._run(run, batch, planned.number, recorder, chosen), time.perf_counter() - started)
+                part.states[run] = self._run(run, batch, planned.number, recorder, chosen)
+                seconds[run] = time.perf_counter() - started
             run, started = CERTIFIED, time.perf_counter()
-            certificates = self._certified(batch, names)
-            certifying = time.perf_counter() - started
+            part.certificates = self._certified(batch, names)
+            if part.certificates:
+                seconds[CERTIFIED] = time.perf_counter() - started
         except Exception as error:
             for watcher in self.watchers:
                 watcher.drop()
             return Failure.of(", ".join(names), run, error)
-        self.state.names += names
-        for run, (metrics, details, states, seconds) in kept.items():
-            self.state.metrics[run], self.state.details[run], self.state.states[run] = metrics, details, states
-            self.state.seconds[run] = self.state.seconds.get(run, 0.0) + seconds
-        self.state.certificates += certificates
-        if certificates:
-            self.state.seconds[CERTIFIED] = self.state.seconds.get(CERTIFIED, 0.0) + certifying
-        for run, rows in recorder.rows.items():
-            self.state.rows.setdefault(run, []).extend(rows)
+        part.rows = recorder.rows
+        record.parts.append(part)
         for watcher in self.watchers:
             watcher.keep(names, recorder)
-        if self.diagnose and self.state.findings is None:
-            self._examine(batch, chosen)
+        if self._asks(record):
+            started = time.perf_counter()
+            record.findings = self._examine(batch, chosen)
+            seconds["doctor"] = time.perf_counter() - started
+        for run, spent in seconds.items():
+            record.seconds[run] = record.seconds.get(run, 0.0) + spent
         return None
 
-    def _doubted(self, batch: Any) -> tuple[str, Attack] | None:
+    def _asks(self, record: Record) -> bool:
+        """Whether the doctor is to examine the network now: once, in the first shard."""
+        return self.diagnose and self._keeper.is_first and self.state.findings is None and record.findings is None
+
+    def _doubted(self, batch: Any, record: Record) -> tuple[str, Attack] | None:
         """The attack that the doctor examines with this batch."""
-        if not self.diagnose or self.state.findings is not None:
+        if not self._asks(record):
             return None
         image = batch[self.image_key] if isinstance(batch, dict) else batch[0]
         attacks = {
@@ -258,10 +297,9 @@ class CaseByCase:
         name = doubted(attacks)
         return None if name is None else (name, attacks[name])
 
-    def _examine(self, batch: Any, chosen: tuple[str, Attack] | None) -> None:
-        """The doctor's findings on this batch, to the state."""
+    def _examine(self, batch: Any, chosen: tuple[str, Attack] | None) -> list[Finding]:
+        """The doctor's findings on this batch."""
         self._bar.set_postfix_str("doctor")
-        started = time.perf_counter()
         adversarial = None if self._examined is None else self._examined.adversarial
         found = examined(
             self.evaluator,
@@ -273,66 +311,32 @@ class CaseByCase:
             progress=self.progress,
         )
         self._examined = None
-        self.state.findings = list(found)
-        self.state.seconds["doctor"] = time.perf_counter() - started
+        return list(found)
 
     def _run(
         self, run: str, batch: Any, number: int, recorder: CaseRecorder, chosen: tuple[str, Attack] | None
-    ) -> tuple[Any, Any, Any]:
-        """One run of one batch; what the metrics say and have accumulated afterwards."""
-        evaluator, seen = self.evaluator, dict[str, Any]()
-
-        def begin(engine: Any) -> None:
-            for metric, state in zip(self._metrics, self.state.states.get(run, ()), strict=False):
-                restore(metric, state)
-
-        def attack(engine: Any) -> None:
-            if run != CLEAN:
-                seen["clean"] = batch[self.image_key] if isinstance(batch, dict) else batch[0]
-                engine.state.batch, seen["result"] = self._attacked(run, engine)
-
-        def forward(engine: Any) -> None:
-            output = engine.state.output
-            seen["forward"] = output.get(CommonKeys.PRED) if isinstance(output, dict) else output
-
-        def end(engine: Any) -> None:
-            seen["batch"], seen["output"] = engine.state.batch, engine.state.output
-
-        def failed(engine: Any, error: BaseException) -> None:
-            raise error  # ignite goes on after an error that a handler has seen, even after an interrupt
-
-        events: dict[Any, Callable[..., None]] = {
-            Events.EPOCH_STARTED: begin,
-            Events.ITERATION_STARTED: attack,
-            Events.ITERATION_COMPLETED: end,
-            Events.EXCEPTION_RAISED: failed,
-        }
-        if IterationEvents.FORWARD_COMPLETED in evaluator._allowed_events:
-            events[IterationEvents.FORWARD_COMPLETED] = forward
-        loader, length = evaluator.data_loader, evaluator.state.epoch_length
-        try:
-            for event, handler in events.items():
-                evaluator.add_event_handler(event, handler)
-            evaluator.data_loader, evaluator.state.epoch_length = [batch], 1
-            evaluator.state.first_batch = number
-            evaluator._internal_run_generator = None  # of a run that failed: ignite would go on with it
-            evaluator.run()
-        finally:
-            evaluator._internal_run_generator = None
-            evaluator.data_loader, evaluator.state.epoch_length = loader, length
-            vars(evaluator.state).pop("first_batch", None)
-            for event, handler in events.items():
-                evaluator.remove_event_handler(handler, event)
-                if not evaluator._event_handlers[event]:
-                    del evaluator._event_handlers[event]
+    ) -> list[Entry]:
+        """One run of one batch; what the metrics counted."""
+        seen = run_batch(
+            self.evaluator,
+            batch,
+            number,
+            self._tally,
+            attack=None if run == CLEAN else lambda engine: self._attacked(run, engine),
+            before=self._before(run),
+        )
         if run != CLEAN:
-            recorder.add(run, seen["clean"], seen["result"])
+            clean = batch[self.image_key] if isinstance(batch, dict) else batch[0]
+            recorder.add(run, clean, seen.result)
             if chosen is not None and run == chosen[0]:
-                self._examined = seen["result"]
+                self._examined = seen.result
         for watcher in self.watchers:
-            watcher.saw(run, seen["batch"], seen["output"], seen.get("forward"), seen.get("result"))
-        states = [state_of(metric) for metric in self._metrics]
-        return dict(evaluator.state.metrics), dict(getattr(evaluator.state, "metric_details", {})), states
+            watcher.saw(run, seen.batch, seen.output, seen.forward, seen.result)
+        return seen.entries
+
+    def _before(self, run: str) -> list[Entry]:
+        """What the metrics made of the last batch, where one of them has to know."""
+        return (self.state.states(run) or [[]])[-1] if self._tally.carried else []
 
     def _certified(self, batch: Any, names: Sequence[str]) -> list[dict[str, Any]]:
         """Rows of what is certain about the clean images of the batch."""
@@ -390,7 +394,7 @@ class CaseByCase:
                 yield
             finally:
                 logger.setLevel(level)
-                if CLEAN in self.state.metrics:
-                    kept.update(metrics=self.state.metrics[CLEAN], metric_details=self.state.details[CLEAN])
+                if self._clean is not None and self._clean[0]:
+                    kept.update(metrics=self._clean[0], metric_details=self._clean[1])
                 for name, value in kept.items():
                     setattr(state, name, value)

@@ -117,6 +117,22 @@ def without_handlers(evaluator: Any, kinds: tuple[type, ...] = RECORDING) -> Ite
         events.update(kept)
 
 
+@contextmanager
+def only_handlers(evaluator: Any, kind: type) -> Iterator[None]:
+    """Events inside it are seen by handlers of this kind only; the others are back, in their order, afterwards."""
+    events = evaluator._event_handlers
+    kept = dict(events)
+    events.clear()
+    events.update(
+        {event: [entry for entry in handlers if isinstance(_owner(entry[0]), kind)] for event, handlers in kept.items()}
+    )
+    try:
+        yield
+    finally:
+        events.clear()
+        events.update(kept)
+
+
 def _postprocessings(evaluator: Any) -> list[tuple[Any, str]]:
     """Where the evaluator keeps its postprocessing: an object and the name of its attribute."""
     found: list[tuple[Any, str]] = []

@@ -1,85 +1,135 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`Progress`: what an evaluation case by case has done, and the file that it goes on from."""
+"""`Progress`: what an evaluation case by case has done, batch by batch."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
-import torch
-
 from monai_smia.engines.batches import Failure
-from monai_smia.engines.metric_state import from_file, to_file
-from monai_smia.reports.files import write_whole
+from monai_smia.engines.metric_state import to_file
+from monai_smia.engines.tally import Entry
 from monai_smia.reports.finding import Finding
 
 
 @dataclass
-class Progress:
-    """What is done so far; all of it goes to the file of a run that may be resumed.
+class Part:
+    """A batch, or one of its cases where it failed as a whole.
 
     Attributes:
-        done: numbers of the finished batches.
-        names: files of the finished cases.
+        names: files of the cases.
         rows: attack to its rows, one for each of `names`.
-        metrics, details: run to what the evaluator's metrics say.
-        states: run to what the evaluator's metrics accumulated.
-        failures: cases that failed.
+        states: run to what each of the evaluator's metrics counted.
         certificates: rows of what was certified, by the cases' files.
-        seconds: run to the time spent in it.
-        findings: what the doctor found on the first batch; ``None`` where it was not asked yet.
     """
 
-    done: list[int] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
     rows: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
-    metrics: dict[str, dict[str, Any]] = field(default_factory=dict)
-    details: dict[str, dict[str, Any]] = field(default_factory=dict)
-    states: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    states: dict[str, list[Entry]] = field(default_factory=dict)
+    certificates: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass
+class Record:
+    """What became of a batch.
+
+    Attributes:
+        number: of the batch among all of the evaluation, from 0.
+        parts: what was evaluated.
+        failures: cases that failed.
+        seconds: run to the time spent in it.
+        findings: what the doctor found on this batch; ``None`` where it was not asked.
+    """
+
+    number: int
+    parts: list[Part] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
-    certificates: list[dict[str, Any]] = field(default_factory=list)
     findings: list[Finding] | None = None
 
+    def values(self) -> dict[str, Any]:
+        """Plain values, for a file."""
+        return dict(to_file(asdict(self)))
 
-def write_progress(file: Path, progress: Progress, settings: Mapping[str, str]) -> None:
-    """Replace the file, whole or not at all."""
-    values = {**vars(progress), "failures": [asdict(failure) for failure in progress.failures]}
-    values["findings"] = None if progress.findings is None else [asdict(finding) for finding in progress.findings]
-    buffer = io.BytesIO()
-    torch.save({"settings": dict(settings), "progress": to_file(values)}, buffer)
-    write_whole(file, buffer.getvalue(), overwrite=True)
-
-
-def read_progress(file: Path, settings: Mapping[str, str], resume: bool) -> Progress:
-    """What an earlier run did; nothing where there was none.
-
-    Raises:
-        FileExistsError: when there is one and `resume` is false.
-        ValueError: when it was made of other settings, or the file cannot be read.
-    """
-    if not file.exists():
-        return Progress()
-    if not resume:
-        raise FileExistsError(
-            f"folder: {file.parent} holds an earlier run; expected an empty folder, or resume=True to go on with it"
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Record:
+        """The inverse of `values`."""
+        found = values["findings"]
+        return cls(
+            values["number"],
+            [Part(**part) for part in values["parts"]],
+            [Failure(**failure) for failure in values["failures"]],
+            dict(values["seconds"]),
+            None if found is None else [Finding(**finding) for finding in found],
         )
-    try:
-        stored: Any = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise ValueError(
-            f"folder: {file} cannot be read ({type(error).__name__}); expected the file of a run"
-        ) from error
-    old = stored["settings"]
-    for name in dict.fromkeys((*settings, *old)):
-        if settings.get(name) != old.get(name):
-            raise ValueError(
-                f"resume: the earlier run had {name} = {old.get(name)}; expected the same, got {settings.get(name)}"
-            )
-    values = from_file(stored["progress"])
-    found = values.get("findings")
-    values["findings"] = None if found is None else [Finding(**finding) for finding in found]
-    return Progress(**{**values, "failures": [Failure(**failure) for failure in values["failures"]]})
+
+
+class Progress:
+    """What is done so far, in the order of the batches whatever order they were done in."""
+
+    def __init__(self) -> None:
+        self.records: dict[int, Record] = {}
+
+    def add(self, record: Record) -> None:
+        """One more batch.
+
+        Raises:
+            ValueError: when it is there already.
+        """
+        if record.number in self.records:
+            raise ValueError(f"folder: expected every batch once; got batch {record.number} twice")
+        self.records[record.number] = record
+
+    @property
+    def done(self) -> list[int]:
+        """Numbers of the finished batches."""
+        return sorted(self.records)
+
+    @property
+    def parts(self) -> list[Part]:
+        """All parts."""
+        return [part for number in self.done for part in self.records[number].parts]
+
+    @property
+    def names(self) -> list[str]:
+        """Files of the finished cases."""
+        return [name for part in self.parts for name in part.names]
+
+    @property
+    def rows(self) -> dict[str, list[dict[str, Any]]]:
+        """Attack to its rows, one for each of `names`."""
+        rows: dict[str, list[dict[str, Any]]] = {}
+        for part in self.parts:
+            for run, own in part.rows.items():
+                rows.setdefault(run, []).extend(own)
+        return rows
+
+    @property
+    def certificates(self) -> list[dict[str, Any]]:
+        """Rows of what was certified."""
+        return [row for part in self.parts for row in part.certificates]
+
+    @property
+    def failures(self) -> list[Failure]:
+        """Cases that failed."""
+        return [failure for number in self.done for failure in self.records[number].failures]
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Run to the time spent in it."""
+        seconds: dict[str, float] = {}
+        for number in self.done:
+            for run, spent in self.records[number].seconds.items():
+                seconds[run] = seconds.get(run, 0.0) + spent
+        return seconds
+
+    @property
+    def findings(self) -> list[Finding] | None:
+        """What the doctor found on the first batch that was evaluated; ``None`` where it was not asked."""
+        found = (self.records[number].findings for number in self.done)
+        return next((findings for findings in found if findings is not None), None)
+
+    def states(self, run: str) -> list[list[Entry]]:
+        """What the metrics counted in a run, part by part."""
+        return [part.states[run] for part in self.parts if run in part.states]

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`run_batch`: one batch through an evaluator, clean or attacked, as if its loader held nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ignite.engine import Events
+from monai.engines.utils import IterationEvents
+from monai.utils import CommonKeys
+
+from monai_smia.attacks import AttackResult
+from monai_smia.engines.tally import Entry, Tally
+
+
+@dataclass
+class Seen:
+    """What a run of a batch left.
+
+    Attributes:
+        batch: as the network saw it.
+        output: as the metrics saw it.
+        forward: the network's own output, before postprocessing.
+        result: of the attack; ``None`` where there was none.
+        entries: what each metric counted.
+    """
+
+    batch: Any = None
+    output: Any = None
+    forward: Any = None
+    result: Any = None
+    entries: Any = None
+
+
+def run_batch(
+    evaluator: Any,
+    batch: Any,
+    number: int,
+    tally: Tally,
+    *,
+    attack: Callable[[Any], tuple[Any, AttackResult]] | None,
+    before: Sequence[Entry],
+) -> Seen:
+    """Run the evaluator over one batch.
+
+    Args:
+        evaluator: its loader and the length of its epochs are put back.
+        batch: as the loader gave it.
+        number: of the batch in the evaluation; the seed of its attacks depends on it.
+        tally: counts.
+        attack: ``engine -> (batch, result)``, before the network sees the batch; ``None`` for a clean run.
+        before: see `Tally.begin`.
+    """
+    seen = Seen()
+
+    def begin(engine: Any) -> None:
+        tally.begin(before)
+
+    def attacked(engine: Any) -> None:
+        if attack is not None:
+            engine.state.batch, seen.result = attack(engine)
+
+    def forward(engine: Any) -> None:
+        output = engine.state.output
+        seen.forward = output.get(CommonKeys.PRED) if isinstance(output, dict) else output
+
+    def end(engine: Any) -> None:
+        seen.batch, seen.output = engine.state.batch, engine.state.output
+        seen.entries = tally.taken(engine)
+
+    def failed(engine: Any, error: BaseException) -> None:
+        raise error  # ignite goes on after an error that a handler has seen, even after an interrupt
+
+    events: dict[Any, Callable[..., None]] = {
+        Events.EPOCH_STARTED: begin,
+        Events.ITERATION_STARTED: attacked,
+        Events.ITERATION_COMPLETED: end,
+        Events.EXCEPTION_RAISED: failed,
+    }
+    if IterationEvents.FORWARD_COMPLETED in evaluator._allowed_events:
+        events[IterationEvents.FORWARD_COMPLETED] = forward
+    loader, length = evaluator.data_loader, evaluator.state.epoch_length
+    try:
+        for event, handler in events.items():
+            evaluator.add_event_handler(event, handler)
+        evaluator.data_loader, evaluator.state.epoch_length = [batch], 1
+        evaluator.state.first_batch = number
+        evaluator._internal_run_generator = None  # of a run that failed: ignite would go on with it
+        evaluator.run()
+    finally:
+        evaluator._internal_run_generator = None
+        evaluator.data_loader, evaluator.state.epoch_length = loader, length
+        vars(evaluator.state).pop("first_batch", None)
+        for event, handler in events.items():
+            evaluator.remove_event_handler(handler, event)
+            if not evaluator._event_handlers[event]:
+                del evaluator._event_handlers[event]
+    return seen

@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`Keeper`: where an evaluation case by case keeps what is done, alone, as a shard or in a distributed group."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ignite.distributed as idist
+
+from monai_smia.engines.progress import Progress, Record
+from monai_smia.engines.progress_log import ProgressLog, append_end, append_record, read_log, refuse_other_settings
+from monai_smia.engines.shards import (
+    WHOLE_RUN,
+    Shard,
+    merge_folder,
+    merge_logs,
+    missing_shards,
+    refuse_another_division,
+    shard_files,
+)
+
+
+class Keeper:
+    """The progress of a run, in memory and in its file.
+
+    Args:
+        folder: of the file; ``None`` for none.
+        settings: what the run is made of, name to text.
+        shard: see `Shard.of`; ``None`` for all batches, or in a distributed group for the share of this process.
+        resume: go on with what `folder` holds.
+
+    Raises:
+        FileExistsError: when `folder` holds the progress of an earlier run and `resume` is false.
+        ValueError: when that cannot be gone on with.
+    """
+
+    def __init__(self, folder: str | Path | None, settings: Mapping[str, str], shard: Any, resume: bool) -> None:
+        self.group = shard is None and idist.get_world_size() > 1
+        if self.group:
+            shard = (idist.get_rank() + 1, idist.get_world_size())
+        self.shard = None if shard is None else Shard.of(shard)
+        self.folder = None if folder is None else Path(folder)
+        self.complete = False
+        self._log = ProgressLog(dict(settings), None if self.shard is None else (self.shard.index, self.shard.count))
+        self._file = None
+        if self.folder is None:
+            return
+        refuse_another_division(self.folder, self.shard)
+        if self.shard is None and shard_files(self.folder):
+            self._refuse(self.folder, resume)
+            self._log.progress = merge_folder(self.folder, self._log.settings)
+            self.complete = True
+            return
+        self._file = self.folder / (WHOLE_RUN if self.shard is None else f"{self.shard.name}.pt")
+        if self._file.exists():
+            self._refuse(self.folder, resume)
+            log = read_log(self._file, mend=True)
+            refuse_other_settings(log.settings, self._log.settings)
+            self._log = log
+
+    @property
+    def state(self) -> Progress:
+        """What is done."""
+        return self._log.progress
+
+    @property
+    def is_first(self) -> bool:
+        """Whether the first batch of the evaluation is in here."""
+        return self.shard is None or self.shard.index == 1
+
+    @property
+    def shows(self) -> bool:
+        """Whether a bar is of use: one in a group is enough."""
+        return not self.group or self.is_first
+
+    def share(self, batches: int | None) -> int | None:
+        """How many of so many batches are to be done here."""
+        if batches is None or self.shard is None:
+            return batches
+        return sum(map(self.shard.has, range(batches)))
+
+    def wants(self, number: int) -> bool:
+        """Whether the batch of this number is to be done here, and is not yet."""
+        return number not in self.state.records and (self.shard is None or self.shard.has(number))
+
+    def keep(self, record: Record) -> None:
+        """A batch is done."""
+        self.state.add(record)
+        if self._file is not None:
+            append_record(self._file, self._log, record)
+
+    def finish(self, batches: int) -> None:
+        """All batches in here are done; if it was the last shard, what all did is put together.
+
+        Args:
+            batches: how many the whole evaluation has.
+        """
+        if self.shard is None:
+            self.complete = True
+            if not self.state.names:
+                self.forget()
+            return
+        if self._log.batches is None:
+            self._log.batches = batches
+            if self._file is not None:
+                append_end(self._file, self._log)
+        if self.group or self.folder is None or missing_shards(self.folder):
+            return
+        merged = merge_folder(self.folder, self._log.settings)
+        self._log = ProgressLog(self._log.settings, self._log.shard, batches, merged)
+        self.complete = True
+
+    def forget(self) -> None:
+        """Leave the folder free for a run with better arguments: of this one nothing is worth going on with."""
+        if self._file is not None:
+            self._file.unlink(missing_ok=True)
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """The processes of a group wait at its end, and have what all did afterwards.
+
+        Raises:
+            RuntimeError: when another process failed; it names which, and the error.
+        """
+        if not self.group:
+            yield
+            return
+        failed: Exception | None = None
+        try:
+            yield
+        except Exception as error:
+            failed = error
+        words = None if failed is None else f"{type(failed).__name__}: {failed}"
+        found: list[Any] = idist.all_gather((words, _packed(self._log)))  # type: ignore[assignment]
+        if failed is not None:
+            raise failed
+        for rank, (other, _) in enumerate(found):
+            if other is not None:
+                raise RuntimeError(f"rank {rank}: {other}")
+        logs = [_unpacked(log) for _, log in found]
+        self._log = ProgressLog(
+            self._log.settings, self._log.shard, self._log.batches, merge_logs(logs, self._log.settings)
+        )
+        self.complete = True
+
+    @staticmethod
+    def _refuse(folder: Path, resume: bool) -> None:
+        if not resume:
+            raise FileExistsError(
+                f"folder: {folder} holds an earlier run; expected an empty folder, or resume=True to go on with it"
+            )
+
+
+def _packed(log: ProgressLog) -> Any:
+    records = [record.values() for record in log.progress.records.values()]
+    return log.settings, log.shard, log.batches, records
+
+
+def _unpacked(values: Any) -> ProgressLog:
+    settings, shard, batches, records = values
+    progress = Progress()
+    for record in records:
+        progress.add(Record.of(record))
+    return ProgressLog(settings, shard, batches, progress)
