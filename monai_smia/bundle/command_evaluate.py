@@ -12,7 +12,10 @@ from monai_smia.bundle.attack_options import read_attack_options
 from monai_smia.bundle.grid import known_attacks
 from monai_smia.bundle.opening import OpenBundle, open_bundle
 from monai_smia.bundle.provenance import file_checksum
+from monai_smia.bundle.shard_call import write_call
+from monai_smia.bundle.torchrun import shard_of_process, take_own_device
 from monai_smia.bundle.under_attack import ATTACKS, Outcome, attack_names, evaluate_under_attack
+from monai_smia.engines.shards import Shard
 
 
 def evaluate(
@@ -25,6 +28,7 @@ def evaluate(
     weights: str | None = None,
     out: str | None = None,
     resume: bool = False,
+    shard: Any = None,
     configs: Any = None,
     device: str | None = None,
     bounds: Any = None,
@@ -41,7 +45,7 @@ def evaluate(
 
     The bundle is used as it is: its data, network, inferer, postprocessing and metrics. Nothing is written into it.
     Without --attacks and --eps a bundle that has its own configs/attack.json is attacked as that says; any other by
-    SMIA, PGD and noise at budgets that suit its intensities.
+    SMIA, PGD and noise at budgets that suit its intensities. Started by torchrun, every process takes a shard.
 
     Examples:
         monai-smia evaluate bundles/lung_ct_segmentation
@@ -49,6 +53,7 @@ def evaluate(
         monai-smia evaluate my_bundle --eps 4/255 --cases 20 --resume
         monai-smia evaluate my_bundle --eps 1% --steps 20 --validate#inferer#overlap 0.5
         monai-smia evaluate my_bundle --eps 2HU --cases 5 --certify 50HU
+        monai-smia evaluate my_bundle --eps 2HU --out report --resume --shard 2/8
 
     Args:
         bundle: folder of the bundle.
@@ -60,6 +65,7 @@ def evaluate(
         weights: file of the weights, if not models/model.pt.
         out: folder of the report; robustness/NAME here where nothing else is said.
         resume: go on with an evaluation that was interrupted.
+        shard: i/n, the i-th of n shares of the cases, from 1; all have the same --out, and the last makes the report.
         configs: names of configuration files, if others than the bundle's usual ones.
         device: such as cpu or cuda:0.
         bounds: lowest and highest value of the network's input, such as 0,1, where they cannot be read.
@@ -73,16 +79,22 @@ def evaluate(
             {"PGD": {"goal": {"_target_": "monai_smia.attacks.ShiftVolume", "structure": 1, "by": 0.3}}}.
         more: arguments of attacks (--norm 2) and ids of the bundle's configuration (--validate#inferer#overlap 0.5).
     """
+    call = {name: value for name, value in locals().items() if name not in ("out", "resume", "shard", "more")}
     fields = {field for fields in known_attacks().values() for field in fields}
     shared = {name: value for name, value in more.items() if name in fields}
     overrides = {name: value for name, value in more.items() if name not in fields}
     given = read_attack_options(options)
+    if shard is None and (shard := shard_of_process()) is not None:
+        take_own_device()
+    shard = None if shard is None else Shard.of(shard)
     asked = attacks is not None or eps is not None or shared or given
     own = not asked and (Path(bundle) / "configs" / "attack.json").is_file()
     if own and steps is not None:
         overrides["steps"] = steps
     place = Path(out) if out is not None else Path("robustness") / Path(bundle).resolve().name
     place = place.absolute()  # an open bundle is the working folder
+    if shard is not None:
+        write_call(place, {**call, **more})
     with open_bundle(
         bundle,
         configs=configs,
@@ -96,6 +108,7 @@ def evaluate(
         common: dict[str, Any] = {
             "out": place,
             "resume": resume,
+            "shard": shard,
             "seed": seed,
             "certify": None if certify is None else _certify(certify, certify_samples),
             "views": views,
@@ -150,10 +163,19 @@ def _certify(sigma: Any, samples: int) -> dict[str, Any]:
 
 def _told(outcome: Outcome) -> int:
     """Print what a person wants to know; the exit status."""
+    if outcome.page is None:
+        print(f"This shard is done; the others of {outcome.folder}: {', '.join(outcome.missing)}")
+        print("The last one makes the report; if it could not, `monai-smia merge` does.")
+        return _failed(outcome)
     print(outcome.report.to_markdown())
     if outcome.report.findings == ():
         print("\nThe checks of the attacks' strength found nothing to object to.")
     print(f"\nReport: {outcome.page}")
+    return _failed(outcome)
+
+
+def _failed(outcome: Outcome) -> int:
+    """Print what failed; the exit status."""
     for failure in outcome.failures:
         print(f"failed: {failure.case} ({failure.stage}): {failure.error}", file=sys.stderr)
     return 1 if outcome.failures else 0

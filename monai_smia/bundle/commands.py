@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command `monai-smia`: evaluate, export, verify, inspect, train, report, attacks, overlay."""
+"""The command `monai-smia`: evaluate, export, inspect, merge, train, report, attacks, overlay."""
 
 from __future__ import annotations
 
@@ -43,6 +44,7 @@ def _commands() -> dict[str, Callable[..., int]]:
         command_evaluate,
         command_export,
         command_inspect,
+        command_merge,
         command_overlay,
         command_report,
         command_train,
@@ -54,6 +56,7 @@ def _commands() -> dict[str, Callable[..., int]]:
         "export": command_export.export,
         "verify": command_verify.verify,
         "inspect": command_inspect.inspect,
+        "merge": command_merge.merge,
         "train": command_train.train,
         "report": command_report.report,
         "attacks": command_inspect.attacks,

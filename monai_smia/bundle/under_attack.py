@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
 import torch
 from monai.data import DataLoader
 from monai.utils import CommonKeys
@@ -30,6 +31,7 @@ from monai_smia.bundle.view_keeper import ViewKeeper
 from monai_smia.engines import CaseByCase
 from monai_smia.engines.batches import Failure
 from monai_smia.engines.guards import postprocessing_of
+from monai_smia.engines.shards import Shard, group_shard, missing_shards
 from monai_smia.intensity import IntensityScale
 from monai_smia.reports import Reading, RobustnessReport
 
@@ -45,13 +47,15 @@ class Outcome:
         report: clean and adversarial metrics.
         failures: cases that failed.
         folder: where everything was written.
-        page: the HTML page.
+        page: the HTML page; ``None`` for a shard that is done before others are, of which `report` has the cases.
+        missing: the shards that are not finished.
     """
 
     report: RobustnessReport
     failures: tuple[Failure, ...]
     folder: Path
-    page: Path
+    page: Path | None
+    missing: tuple[str, ...] = ()
 
 
 def evaluate_under_attack(
@@ -81,6 +85,7 @@ def evaluate_under_attack(
     views: int = 4,
     out: str | Path = "under_attack",
     resume: bool = False,
+    shard: Any = None,
     diagnose: bool = True,
     about: Mapping[str, str] | None = None,
     title: str = "Robustness to adversarial attacks",
@@ -114,7 +119,10 @@ def evaluate_under_attack(
             further arguments of `monai_smia.certificates.certify`; ``None`` for no certificates.
         views: how many cases the report shows pictures of, the worst.
         out: folder of the report.
-        resume: go on with a run that was interrupted there.
+        resume: go on with a run that was interrupted there; of shards that are all finished it makes the report.
+        shard: ``"i/n"``, the i-th of n shares of the batches, counted from 1, as for the tasks of a job array: all of
+            the same `out` and arguments. The one that is finished last writes the report. ``None`` for all, or in a
+            distributed group for the share of this process; its first process writes the report.
         diagnose: look for reasons not to believe the numbers, see `monai_smia.diagnose`; they stand in the report.
         about: further rows of "How it was made".
         title: of the page.
@@ -138,7 +146,8 @@ def evaluate_under_attack(
     folder = Path(out).absolute()
     if cases is not None:
         evaluator.data_loader = _limited(evaluator.data_loader, as_cases(cases))
-    _check_place(folder, resume)
+    shard = None if shard is None else Shard.of(shard)
+    _check_place(folder, resume, shard)
     transform = preprocessing if preprocessing is not None else _transform_of(evaluator)
     post = postprocessing if postprocessing is not None else postprocessing_of(evaluator)
     ready = dict(attacks) if isinstance(attacks, Mapping) else None
@@ -167,8 +176,10 @@ def evaluate_under_attack(
             if name in words:
                 tqdm.write(f"{name}: {words[name]}", file=sys.stderr)
     detections = found.task is not None and found.task.kind == "detection"
+    progress_folder = folder / "progress"
+    own = shard if shard is not None else group_shard()
     keeper = ViewKeeper(
-        folder / "progress",
+        progress_folder if own is None else progress_folder / own.name,
         keep=views,
         activation="softmax" if found.task is None else found.task.activation,
         intensity=intensity,
@@ -189,9 +200,10 @@ def evaluate_under_attack(
         seed=seed,
         intensity=intensity,
         certify=certify,
-        folder=folder / "progress",
+        folder=progress_folder,
         settings=settings,
         resume=resume,
+        shard=shard,
         fitted=grid.fitted,
         prepare=prepare,
         watchers=[keeper],
@@ -199,24 +211,31 @@ def evaluate_under_attack(
         progress=progress,
     )
     report = run.concluded(dataclasses.replace(run.run(), attacks=grid.described()))
+    if not run.complete:
+        return Outcome(report, run.failures, folder, None, tuple(missing_shards(progress_folder)))
     if not run.state.names:
         raise RuntimeError(_nothing(run.failures))
-    words |= {f"seconds in {name}": f"{seconds:.1f}" for name, seconds in run.state.seconds.items()}
-    page = write_report(
-        folder,
-        report,
-        views=keeper.views(run.case_names()),
-        about=words,
-        failures=run.failures,
-        title=title,
-        reading=Reading(names=named_structures(report, label_names)),
-        overwrite=True,
-    )
+    page = folder / "report.html"
+    if idist.get_rank() == 0 or shard is not None:
+        words |= {f"seconds in {name}": f"{seconds:.1f}" for name, seconds in run.state.seconds.items()}
+        page = write_report(
+            folder,
+            report,
+            views=keeper.views(run.case_names(), sorted(progress_folder.glob("shard-*-of-*/"))),
+            about=words,
+            failures=run.failures,
+            title=title,
+            reading=Reading(names=named_structures(report, label_names)),
+            overwrite=True,
+        )
+    if shard is None:
+        idist.barrier()
     return Outcome(report, run.failures, folder, page)
 
 
-def _check_place(folder: Path, resume: bool) -> None:
-    there = [name for name in (*FILES, "progress/progress.pt") if (folder / name).exists()]
+def _check_place(folder: Path, resume: bool, shard: Shard | None) -> None:
+    own = "progress.pt" if shard is None else f"{shard.name}.pt"
+    there = [name for name in (*FILES, f"progress/{own}") if (folder / name).exists()]
     if there and not resume:
         raise FileExistsError(
             f"out: {folder / there[0]} exists; expected a new folder, or resume to go on with that run"

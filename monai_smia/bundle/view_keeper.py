@@ -99,16 +99,20 @@ class ViewKeeper:
             self._write(name, i, score, instead_of=least if full else None)
         self.drop()
 
-    def views(self, cases: Mapping[str, str]) -> list[CaseView]:
-        """The views kept, the worst first.
+    def views(self, cases: Mapping[str, str], others: Sequence[str | Path] = ()) -> list[CaseView]:
+        """The views kept, the worst first; of equally bad ones the first in `cases`.
 
         Args:
             cases: a case's file to its name in the report; what is not in there is left out.
+            others: folders of other keepers, of the other shards of the same evaluation.
         """
-        order = sorted((case for case in self._kept if case in cases), key=lambda case: -self._kept[case]["score"])
-        return [
-            dataclasses.replace(load_view(self.folder / self._kept[case]["file"]), case=cases[case]) for case in order
-        ]
+        found = {case: (entry["score"], self.folder / entry["file"]) for case, entry in self._kept.items()}
+        for folder in map(Path, others):
+            index = folder / "index.json"
+            kept = json.loads(index.read_text()) if index.exists() else {}
+            found |= {case: (entry["score"], folder / entry["file"]) for case, entry in kept.items()}
+        order = sorted((case for case in cases if case in found), key=lambda case: -found[case][0])
+        return [dataclasses.replace(load_view(found[case][1]), case=cases[case]) for case in order[: self.count]]
 
     def _write(self, name: str, i: int, score: float, instead_of: str | None) -> None:
         images, labels, outputs = self._clean

@@ -42,6 +42,8 @@ def added(reset: Any, before: Any, more: Any) -> Any:
         return before + more[len(reset) if isinstance(reset, list) else 0 :]
     if isinstance(more, set) and isinstance(before, set):
         return before | more
+    if reset is None and type(more) is int and more == before:  # learned from the first batch, as a number of classes
+        return more
     if _is_number(more) and _is_number(before):
         total = before + more
         return total - reset if _is_number(reset) and not same(reset, reset * 0) else total

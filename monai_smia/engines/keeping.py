@@ -15,6 +15,7 @@ from monai_smia.engines.progress_log import ProgressLog, append_end, append_reco
 from monai_smia.engines.shards import (
     WHOLE_RUN,
     Shard,
+    group_shard,
     merge_folder,
     merge_logs,
     missing_shards,
@@ -38,10 +39,8 @@ class Keeper:
     """
 
     def __init__(self, folder: str | Path | None, settings: Mapping[str, str], shard: Any, resume: bool) -> None:
-        self.group = shard is None and idist.get_world_size() > 1
-        if self.group:
-            shard = (idist.get_rank() + 1, idist.get_world_size())
-        self.shard = None if shard is None else Shard.of(shard)
+        self.group = shard is None and group_shard() is not None
+        self.shard = group_shard() if shard is None else Shard.of(shard)
         self.folder = None if folder is None else Path(folder)
         self.complete = False
         self._log = ProgressLog(dict(settings), None if self.shard is None else (self.shard.index, self.shard.count))

@@ -8,18 +8,22 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import ignite.distributed as idist
 from ignite.engine import Events
 from monai.utils import CommonKeys
 from tqdm.auto import tqdm
 
 from monai_smia.attacks import Attack
+from monai_smia.engines.alone import alone, without_wrapper
 from monai_smia.engines.diagnosis import concluded, doubted, examined
+from monai_smia.engines.distributed import Together, of_first, without_padding
 from monai_smia.engines.guards import beside_the_clean, refuse_savers, without_handlers
 from monai_smia.engines.records import CaseRecorder, as_named
 from monai_smia.handlers.attack_handler import AttackHandler
 from monai_smia.handlers.certifying import certify_batch, certify_options
 from monai_smia.intensity import IntensityScale
 from monai_smia.reports import CLEAN, RobustnessReport
+from monai_smia.reports.finding import Finding
 
 _KEPT = ("metrics", "metric_details", "best_metric", "best_metric_epoch", "batch", "output")
 
@@ -44,6 +48,11 @@ def evaluate_robustness(
     stop early (`MetricsSaver`, TensorBoard, MLflow, `EarlyStopHandler`) see the clean run only. Where the
     postprocessing saves images, those of an attack go to ``under_attack/<name>`` in the clean ones' folder.
 
+    In a distributed group (`torchrun`) every process evaluates what its loader's `DistributedSampler` gives it, the
+    cases that the sampler repeats only once, and all return the report of all cases, in the order of the data. Batches
+    of one case are attacked with the random numbers that they have in a single process; larger ones hold other cases
+    there, and an attack that draws is then equal in distribution only. `CaseByCase` keeps whole batches together.
+
     Args:
         evaluator: what evaluates; its own metrics, inferer, postprocessing and handlers are used.
         attacks: name to attack, or a sequence of attacks, named by class.
@@ -62,7 +71,7 @@ def evaluate_robustness(
     Raises:
         ValueError: when a `CheckpointSaver` is attached, which would take an adversarial metric for a new best one;
             when the postprocessing saves images to a folder that cannot be known; when the loader gives the cases in
-            another order at every run.
+            another order at every run; when two processes of a group have the same case.
 
     Example:
         .. code-block:: python
@@ -81,11 +90,16 @@ def evaluate_robustness(
         for name, attack in named.items()
     }
     metrics, details, kept = {}, {}, {}
+    together: Together | None = None
     chosen = doubted(named) if diagnose else None
     first: list[Any] = []
     total = (len(named) + 1) * (evaluator.state.epoch_length or 0)
     try:
-        with tqdm(total=total or None, desc="robustness", disable=not progress) as bar:
+        with (
+            without_padding(evaluator),
+            without_wrapper(evaluator),
+            tqdm(total=total or None, desc="robustness", disable=not progress or idist.get_rank() > 0) as bar,
+        ):
             for run in (CLEAN, *named):
                 bar.set_postfix_str(run)
                 certifying = None
@@ -100,6 +114,8 @@ def evaluate_robustness(
                     )
                 watched = first if run == chosen else None
                 _run(evaluator, run, handlers.get(run), recorder, bar, savers, watched, certifying)
+                together = together or Together(evaluator, recorder.names)
+                together.sort_metrics()
                 metrics[run] = dict(evaluator.state.metrics)
                 details[run] = copy.copy(evaluator.state.metric_details)
                 if run == CLEAN:
@@ -109,13 +125,19 @@ def evaluate_robustness(
             setattr(evaluator.state, name, value)
         for name in ("attack_result", "attacked"):
             vars(evaluator.state).pop(name, None)
+    assert together is not None
+    together.gather(recorder)
     report = recorder.report(metrics, details, named)
     if not diagnose:
         return report
-    attack = None if chosen is None else named[chosen]
-    batch, adversarial = first or (None, None)
-    keys: dict[str, Any] = {"image_key": image_key, "mask_key": mask_key, "progress": progress}
-    return concluded(report, examined(evaluator, attack, batch, adversarial, **keys))
+    findings: tuple[Finding, ...] = ()
+    if idist.get_rank() == 0:
+        attack = None if chosen is None else named[chosen]
+        batch, adversarial = first or (None, None)
+        keys: dict[str, Any] = {"image_key": image_key, "mask_key": mask_key, "progress": progress}
+        with alone(), without_wrapper(evaluator):
+            findings = examined(evaluator, attack, batch, adversarial, **keys)
+    return concluded(report, of_first(findings))
 
 
 def _run(

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
+
 from monai_smia.engines.progress import Progress
 from monai_smia.engines.progress_log import ProgressLog, read_log, refuse_other_settings
 
@@ -70,6 +72,11 @@ class Shard:
     def name(self) -> str:
         """Of its file, without the ending."""
         return f"shard-{self.index}-of-{self.count}"
+
+
+def group_shard() -> Shard | None:
+    """The share of this process of a distributed group; ``None`` without a group."""
+    return Shard(idist.get_rank() + 1, idist.get_world_size()) if idist.get_world_size() > 1 else None
 
 
 def shard_files(folder: Path) -> dict[Shard, Path]:

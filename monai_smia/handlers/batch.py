@@ -121,11 +121,11 @@ def batch_seed(seed: int, engine: Any) -> int:
     """The seed of the attack on the engine's current batch, whatever was attacked before it.
 
     A batch has the number of its iteration in the epoch, counted from ``engine.state.first_batch`` where an evaluation
-    is run in parts.
+    is run in parts. The processes of a group take the batches in turn, as a `DistributedSampler` deals them out.
     """
     state = engine.state
     number = getattr(state, "first_batch", 0) + (state.iteration - 1) % (state.epoch_length or state.iteration)
-    return epoch_seed(seed, state.epoch) + BATCH_STRIDE * number
+    return seed + state.epoch + BATCH_STRIDE * (number * idist.get_world_size() + idist.get_rank())
 
 
 def autocast_of(engine: Any) -> AbstractContextManager[Any]:

@@ -17,12 +17,12 @@ import bundle_layouts
 import nibabel
 import numpy as np
 import pytest
-import torch
 from bundle_layouts import hashes, save_data, save_weights
 from scipy.stats import norm
 
 from monai_smia.bundle import evaluate_under_attack, open_bundle
 from monai_smia.bundle.commands import main
+from monai_smia.engines.progress_log import read_log
 from monai_smia.reports import RobustnessReport
 
 LABELLED = {
@@ -196,8 +196,7 @@ def test_a_killed_evaluation_goes_on(tmp_path: Path, data: Path, monkeypatch: py
         time.sleep(0.01)
     running.send_signal(signal.SIGKILL)
     running.wait()
-    done = torch.load(progress, weights_only=True)["progress"]["done"]
-    assert 0 < len(done) < 3
+    assert 0 < len(read_log(progress).progress.done) < 3
     assert run(tmp_path, monkeypatch, *arguments, *slow) == 2  # not without --resume
     assert run(tmp_path, monkeypatch, *arguments, *slow, "--resume") == 0
     whole = ["--steps", "400", "--out", str(tmp_path / "whole")]
