@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -69,7 +70,7 @@ def same(one: Any, other: Any, tolerance: float = 0.0) -> bool:
     if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
         return len(one) == len(other) and all(same(a, b, tolerance) for a, b in zip(one, other, strict=True))
     if isinstance(one, float) and isinstance(other, float):
-        return one == other or (one != one and other != other) or abs(one - other) <= tolerance * abs(other)
+        return (math.isnan(one) and math.isnan(other)) or math.isclose(one, other, rel_tol=tolerance)
     return bool(one == other) and isinstance(one, bool) == isinstance(other, bool)
 
 
