@@ -79,7 +79,7 @@ def plan(loader: Any, image_key: str) -> Iterator[Planned]:
                 failures.append(Failure.of(named(dataset, index, image_key), "loading", error))
         return (collate(items) if items else None), failures
 
-    sampler = BatchSampler(range(len(dataset)), loader.batch_size, loader.drop_last)  # type: ignore[arg-type]
+    sampler = BatchSampler(range(len(dataset)), loader.batch_size, loader.drop_last)
     for number, indices in enumerate(sampler):
         yield Planned(number, tuple(indices), indices[0], load, lambda index: named(dataset, index, image_key))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 import ignite.distributed as idist
@@ -70,12 +71,12 @@ class Together:
         found = _gathered((list(names), places, unnamed))
         known = [places for _, places, _ in found if places is not None]
         total = sum(len(names) for names, _, _ in found)
-        all_places = sum(known, []) if len(known) == len(found) else list(range(total))
+        all_places = list(chain.from_iterable(known)) if len(known) == len(found) else list(range(total))
         self._order = sorted(range(total), key=all_places.__getitem__)
         before = sum(len(names) for names, _, _ in found[: idist.get_rank()])
         own = all_places[before : before + len(names)]
         self._names = dict(zip(names, map(str, own) if unnamed else names, strict=True))
-        files = sum((names for names, _, unnamed in found if not unnamed), [])
+        files = list(chain.from_iterable(names for names, _, unnamed in found if not unnamed))
         twice = next((name for name in files if files.count(name) > 1), None) if len(set(files)) < len(files) else None
         if twice is not None or len(set(all_places)) < total:
             raise ValueError(
@@ -100,12 +101,12 @@ class Together:
             return
         own = [{**row, "case": self._names[row["case"]]} for row in recorder.certificates]
         found = _gathered(([self._names[name] for name in recorder.names], recorder.rows, own))
-        names = sum((names for names, _, _ in found), [])
+        names = list(chain.from_iterable(names for names, _, _ in found))
         recorder.names = [names[i] for i in self._order]
-        rows = {run: sum((rows[run] for _, rows, _ in found), []) for run in recorder.rows}
+        rows = {run: list(chain.from_iterable(rows[run] for _, rows, _ in found)) for run in recorder.rows}
         recorder.rows = {run: [values[i] for i in self._order] for run, values in rows.items()}
         places = {name: i for i, name in enumerate(recorder.names)}
-        certificates = sum((certificates for _, _, certificates in found), [])
+        certificates = chain.from_iterable(certificates for _, _, certificates in found)
         recorder.certificates = sorted(certificates, key=lambda row: places[row["case"]])
 
 

@@ -133,7 +133,7 @@ class Keeper:
         except Exception as error:
             failed = error
         words = None if failed is None else f"{type(failed).__name__}: {failed}"
-        found: list[Any] = idist.all_gather((words, _packed(self._log)))  # type: ignore[assignment]
+        found: list[Any] = idist.all_gather((words, _packed(self._log)))
         if failed is not None:
             raise failed
         for rank, (other, _) in enumerate(found):

@@ -62,8 +62,10 @@ def read_log(file: Path, mend: bool = False) -> ProgressLog:
         content = file.read_bytes()
         if not content.startswith(MAGIC):
             raise ValueError("it does not begin as one")
-        log, end = None, len(MAGIC)
-        for values, end in _frames(content):
+        log: ProgressLog | None = None
+        end = len(MAGIC)
+        for values, after in _frames(content):
+            end = after
             if log is None:
                 shard = values["shard"]
                 log = ProgressLog(dict(values["settings"]), None if shard is None else (shard[0], shard[1]))

@@ -57,7 +57,7 @@ class Shard:
         index, count = numbers
         if not 1 <= index <= count:
             raise ValueError(
-                f"shard: expected i/n with i from 1 to n (a job array of n tasks starts at 1: --array=1-n); got {value!r}"
+                f"shard: expected i/n with i from 1 to n (as the tasks of a job array --array=1-n); got {value!r}"
             )
         return cls(index, count)
 
@@ -158,7 +158,5 @@ def merge_logs(logs: Iterable[ProgressLog], settings: Mapping[str, str]) -> Prog
             merged.add(record)
         batches.add(-1 if log.batches is None else log.batches)
     if len(batches) != 1 or merged.done != list(range(max(batches))):
-        raise ValueError(
-            f"shard: expected shards of one evaluation, which make a whole; got batches {merged.done} of {sorted(batches)}"
-        )
+        raise ValueError(f"shard: expected shards that make a whole; got batches {merged.done} of {sorted(batches)}")
     return merged

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def runner(task: Task, folder: Path | None, shard: Any = None, batch_size: int =
 @pytest.mark.parametrize("count", [1, 2, 3, 10])
 def test_shards_are_disjoint_and_complete(count: int) -> None:
     shares = [[i for i in range(7) if Shard(index, count).has(i)] for index in range(1, count + 1)]
-    assert Counter(sum(shares, [])) == Counter(range(7))
+    assert Counter(chain.from_iterable(shares)) == Counter(range(7))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
@@ -214,9 +215,33 @@ def test_a_metric_that_does_not_add_up_is_carried_but_not_shared(tmp_path: Path)
 
 
 def test_states_add_up() -> None:
-    reset = {"sum": torch.tensor(0.0), "seen": 0, "kind": None, "classes": None, "values": [], "buffers": None, "on": True}
-    one = {**reset, "sum": torch.tensor(1.5), "seen": 2, "kind": "binary", "classes": 3, "values": [1], "buffers": [[1]]}
-    two = {**reset, "sum": torch.tensor(2.0), "seen": 1, "kind": "binary", "classes": 3, "values": [2], "buffers": [[7]]}
+    reset = {
+        "sum": torch.tensor(0.0),
+        "seen": 0,
+        "kind": None,
+        "classes": None,
+        "values": [],
+        "buffers": None,
+        "on": True,
+    }
+    one = {
+        **reset,
+        "sum": torch.tensor(1.5),
+        "seen": 2,
+        "kind": "binary",
+        "classes": 3,
+        "values": [1],
+        "buffers": [[1]],
+    }
+    two = {
+        **reset,
+        "sum": torch.tensor(2.0),
+        "seen": 1,
+        "kind": "binary",
+        "classes": 3,
+        "values": [2],
+        "buffers": [[7]],
+    }
     both = {
         "sum": torch.tensor(3.5),
         "seen": 3,
