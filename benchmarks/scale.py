@@ -101,5 +101,7 @@ def main(options: list[str] | None = None) -> None:
     arguments = parser.parse_args(options)
     hardware()
     print(f"- clean and PGD of 2 steps, one case a batch, seed {SEED}\n", flush=True)
-    rows = [row for name in SIZES if arguments.only in (None, name) for row in measure(name, arguments.cases)]
-    table(["network", "cases done", "memory, MiB", "ms a case since", "KiB a case on disk"], rows)
+    for name in SIZES:
+        if arguments.only in (None, name):
+            rows = measure(name, arguments.cases)
+            table(["network", "cases done", "memory, MiB", "ms a case since", "KiB a case on disk"], rows)

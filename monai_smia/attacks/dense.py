@@ -79,7 +79,8 @@ class CosPGDObjective(WeightedVoxels):
 
     def weight(self, log_p: torch.Tensor, index: torch.Tensor, trial: Trial) -> torch.Tensor:
         p = log_p.exp()
-        cosine = F.cosine_similarity(p, F.one_hot(index, p.shape[1]).movedim(-1, 1).to(p), dim=1)
+        one_hot = torch.zeros_like(p).scatter_(1, index.unsqueeze(1), 1.0)  # F.one_hot looks for the largest index
+        cosine = F.cosine_similarity(p, one_hot, dim=1)
         return 1 - cosine if self.targeted else cosine
 
 

@@ -268,7 +268,7 @@ class TIFGSM(GradientAttack):
         Gaussian(self.sigma, self.kernel_size)
 
     def compose(self, setting: Setting) -> Recipe:
-        smooth = Smooth(Gaussian(self.sigma, self.kernel_size, padding="zeros"))
+        smooth = Smooth(Gaussian(self.sigma, self.kernel_size, padding="zeros").on(setting.image))
         inside = Restrict(setting.threat.restrict)
         return plain_recipe(self, setting, smooth, inside, Normalize(1, mean=True), Momentum(self.decay))
 

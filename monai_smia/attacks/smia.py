@@ -99,7 +99,7 @@ class Stabilized(Objective):
 
     deviation: Deviation
     weight: float
-    kernel: Gaussian
+    kernel: Callable[[torch.Tensor], torch.Tensor]
     smooth: str
     divergence: str | Divergence
     combine: str
@@ -239,7 +239,7 @@ class SMIA(GradientAttack):
             )
         kernel = Gaussian(
             self.sigma, self.kernel_size, self.dilation, spacing=setting.spacing if self.sigma_unit == "mm" else None
-        )
+        ).on(setting.image)
         objective = Stabilized(
             Deviation(self.loss_function, self.targeted),
             self.stabilization_weight,

@@ -49,14 +49,15 @@ class Gaussian:
 
     def __call__(self, image: torch.Tensor) -> torch.Tensor:
         """`image` filtered, ``BCHW[D]``."""
-        spatial = image.ndim - 2
+        return self.on(image)(image)
+
+    def on(self, image: torch.Tensor) -> PlacedFilter:
+        """This filter for images like `image`, its taps beside them: for a loop, which then waits for none."""
         if self.spacing is None:
-            return separable_filtering(image, [self._taps(self.sigma)] * spatial, mode=self.padding)
-        rows = [[self._taps(self.sigma / size) for size in row] for row in self.spacing]
-        if len(rows) == 1:
-            return separable_filtering(image, rows[0], mode=self.padding)
-        filtered = [separable_filtering(image[i : i + 1], row, mode=self.padding) for i, row in enumerate(rows)]
-        return torch.cat(filtered)
+            rows = [[self._taps(self.sigma)] * (image.ndim - 2)]
+        else:
+            rows = [[self._taps(self.sigma / size) for size in row] for row in self.spacing]
+        return PlacedFilter(tuple(tuple(taps.to(image) for taps in row) for row in rows), self.padding)
 
     def _taps(self, sigma: float) -> torch.Tensor:
         size = self.kernel_size
@@ -68,3 +69,24 @@ class Gaussian:
         spread = torch.zeros(self.dilation * (len(taps) - 1) + 1)
         spread[:: self.dilation] = taps
         return spread
+
+
+@dataclass(frozen=True, eq=False)
+class PlacedFilter:
+    """A separable filter whose taps are where the images are.
+
+    Args:
+        rows: taps along each axis, a row for each sample or a single row.
+        padding: as in `Gaussian`.
+    """
+
+    rows: tuple[tuple[torch.Tensor, ...], ...]
+    padding: str
+
+    def __call__(self, image: torch.Tensor) -> torch.Tensor:
+        """`image` filtered, ``BCHW[D]``."""
+        rows = [list(row) for row in self.rows]
+        if len(rows) == 1:
+            return separable_filtering(image, rows[0], mode=self.padding)
+        filtered = [separable_filtering(image[i : i + 1], row, mode=self.padding) for i, row in enumerate(rows)]
+        return torch.cat(filtered)

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from monai_smia.attacks.balls import faint_norm_of, grouped
-from monai_smia.attacks.smoothing import Gaussian
 
 
 class Step(ABC):
@@ -116,9 +115,9 @@ class Largest(Step):
 
 @dataclass(frozen=True)
 class Smooth(Step):
-    """The gradient filtered with a Gaussian."""
+    """The gradient filtered, as with a `Gaussian`."""
 
-    kernel: Gaussian
+    kernel: Callable[[torch.Tensor], torch.Tensor]
 
     def update(self, gradient: torch.Tensor, state: Any) -> tuple[torch.Tensor, Any]:
         return self.kernel(gradient), state

@@ -6,8 +6,10 @@ import re
 
 import pytest
 import torch
+from torch import nn
 
 from benchmarks import gpu, scale
+from benchmarks.overhead import Case
 
 
 def test_memory_and_time_are_measured_at_three_marks(capsys: pytest.CaptureFixture[str]) -> None:
@@ -23,7 +25,13 @@ def test_without_a_gpu_one_line_says_so(capsys: pytest.CaptureFixture[str]) -> N
     assert capsys.readouterr().out.count("\n") == 1
 
 
-def test_every_variant_runs_anywhere(capsys: pytest.CaptureFixture[str]) -> None:
+def tiny(small: bool) -> Case:
+    network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+    return Case("tiny", network.eval(), torch.rand(2, 1, 8, 8), torch.tensor([0, 2]), 3)
+
+
+def test_every_variant_runs_anywhere(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(gpu.CASES, "2d", tiny)
     gpu.main(["--device", "cpu", "--small", "--repeats", "1", "--case", "2d", "--backend", "eager"])
     rows = re.findall(r"^\| ([\w, ]+) \| (PGD|SMIA)-10 \|", capsys.readouterr().out, re.MULTILINE)
     assert rows == [(variant.name, attack) for variant in gpu.VARIANTS for attack in ("PGD", "SMIA")]
