@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from monai.handlers import CheckpointLoader, StatsHandler
@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from monai_smia.attacks import Attack, AttackResult
 from monai_smia.engines.alone import alone, without_wrapper
 from monai_smia.engines.batches import Failure, Planned, count, plan
-from monai_smia.engines.case_run import run_batch
+from monai_smia.engines.case_run import Watcher, run_batch
 from monai_smia.engines.diagnosis import concluded, doubted, examined
 from monai_smia.engines.guards import RECORDING, loaders, refuse_savers, without_handlers, without_saving_images
 from monai_smia.engines.keeping import Keeper
@@ -44,19 +44,6 @@ CERTIFIED = "certificates"
 
 HOPELESS = 3
 """So many first cases that fail alike end a run."""
-
-
-class Watcher(Protocol):
-    """Sees every run of every batch, to keep pictures of it."""
-
-    def saw(self, run: str, batch: Any, output: Any, forward: Any, result: AttackResult | None) -> None:
-        """A run of the batch is done; `forward` is the network's own output, `output` the postprocessed one."""
-
-    def keep(self, names: Sequence[str], recorder: CaseRecorder) -> None:
-        """All runs of the batch are done."""
-
-    def drop(self) -> None:
-        """A run of the batch failed."""
 
 
 class CaseByCase:
@@ -167,7 +154,7 @@ class CaseByCase:
             if not self._keeper.complete:
                 with self._quiet():
                     self._evaluate_all()
-        with alone(), self._quiet():
+        with self._quiet():
             return self.report()
 
     def _evaluate_all(self) -> None:
@@ -202,7 +189,8 @@ class CaseByCase:
         recorder.certificates = self.state.certificates
         metrics, details = {}, {}
         for run in (CLEAN, *self.attacks):
-            metrics[run], details[run] = self._tally.computed(self.state.states(run))
+            with alone():
+                metrics[run], details[run] = self._tally.computed(self.state.states(run))
         self._clean = metrics[CLEAN], details[CLEAN]
         return self.concluded(recorder.report(metrics, details, self.attacks))
 
@@ -259,7 +247,7 @@ class CaseByCase:
             chosen = self._doubted(batch, record)
             for run in (CLEAN, *self.attacks):
                 started = time.perf_counter()
-                part.states[run] = self._run(run, batch, planned.number, recorder, chosen)
+                part.states[run] = self._run(run, batch, record, recorder, chosen)
                 seconds[run] = time.perf_counter() - started
             run, started = CERTIFIED, time.perf_counter()
             part.certificates = self._certified(batch, names)
@@ -314,16 +302,16 @@ class CaseByCase:
         return list(found)
 
     def _run(
-        self, run: str, batch: Any, number: int, recorder: CaseRecorder, chosen: tuple[str, Attack] | None
+        self, run: str, batch: Any, record: Record, recorder: CaseRecorder, chosen: tuple[str, Attack] | None
     ) -> list[Entry]:
         """One run of one batch; what the metrics counted."""
         seen = run_batch(
             self.evaluator,
             batch,
-            number,
+            record.number,
             self._tally,
             attack=None if run == CLEAN else lambda engine: self._attacked(run, engine),
-            before=self._before(run),
+            before=self._before(run, record),
         )
         if run != CLEAN:
             clean = batch[self.image_key] if isinstance(batch, dict) else batch[0]
@@ -334,9 +322,10 @@ class CaseByCase:
             watcher.saw(run, seen.batch, seen.output, seen.forward, seen.result)
         return seen.entries
 
-    def _before(self, run: str) -> list[Entry]:
-        """What the metrics made of the last batch, where one of them has to know."""
-        return (self.state.states(run) or [[]])[-1] if self._tally.carried else []
+    def _before(self, run: str, record: Record) -> list[Entry]:
+        """What the metrics made of the last part, where one of them has to know."""
+        own = [part.states[run] for part in record.parts]
+        return (own or self.state.states(run) or [[]])[-1] if self._tally.carried else []
 
     def _certified(self, batch: Any, names: Sequence[str]) -> list[dict[str, Any]]:
         """Rows of what is certain about the clean images of the batch."""

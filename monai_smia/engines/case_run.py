@@ -5,14 +5,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from ignite.engine import Events
 from monai.engines.utils import IterationEvents
 from monai.utils import CommonKeys
 
 from monai_smia.attacks import AttackResult
+from monai_smia.engines.records import CaseRecorder
 from monai_smia.engines.tally import Entry, Tally
+
+
+class Watcher(Protocol):
+    """Sees every run of every batch, to keep pictures of it."""
+
+    def saw(self, run: str, batch: Any, output: Any, forward: Any, result: AttackResult | None) -> None:
+        """A run of the batch is done; `forward` is the network's own output, `output` the postprocessed one."""
+
+    def keep(self, names: Sequence[str], recorder: CaseRecorder) -> None:
+        """All runs of the batch are done."""
+
+    def drop(self) -> None:
+        """A run of the batch failed."""
 
 
 @dataclass

@@ -210,6 +210,15 @@ def test_a_metric_that_does_not_add_up_is_carried_but_not_shared(tmp_path: Path)
     assert run.run().metrics["clean"] == expected.state.metrics
     assert expected.state.metrics["val_range"] > 0
     assert runner(task, tmp_path / "whole", resume=True, **metrics()).run() == run.report()
+    cases = task.items()
+    cases[1]["image"][..., 0, 0] = 50.0  # outside the attacks' bounds: its batch is evaluated case by case
+    rest = [DataLoader(Dataset(cases[:1]), 1), DataLoader(Dataset(cases[2:]), batch_size=2)]
+    expected = task.evaluator(
+        **{**metrics()["evaluator"], "val_data_loader": [batch for loader in rest for batch in loader]}
+    )
+    expected.run()
+    partly = metrics()["evaluator"] | {"val_data_loader": DataLoader(Dataset(cases), batch_size=2)}
+    assert runner(task, None, evaluator=partly).run().metrics["clean"] == expected.state.metrics
     with pytest.raises(ValueError, match="shard: Range does not add up over batches"):
         runner(task, tmp_path / "shards", "1/2", **metrics()).run()
 
