@@ -81,6 +81,8 @@ def test_torchrun(arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -
     launched = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "-m", "monai_smia"]
     done = subprocess.run([*launched, *arguments, "--out", "two"], capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr
+    shards = sorted(file.name for file in Path("two", "progress").glob("*.pt"))
+    assert shards == ["shard-1-of-2.pt", "shard-2-of-2.pt"]
     assert run(*arguments, "--out", "one") == 0
     assert RobustnessReport.load("two") == RobustnessReport.load("one")
     monkeypatch.setenv("WORLD_SIZE", "4")
