@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command `monai-smia`: evaluate, export, verify, inspect, train, report, attacks, overlay."""
-"""The command `monai-smia`: evaluate, export, inspect, merge, train, report, attacks, overlay."""
+"""The command `monai-smia`: evaluate, merge, export, verify, inspect, train, report, attacks, overlay."""
 
 from __future__ import annotations
 
