@@ -74,7 +74,9 @@ def test_the_layout_is_that_of_monai(path: Path) -> None:
     assert first.startswith("Copyright (c) ")
     assert "&nbsp;&nbsp;&nbsp;&nbsp;http://www.apache.org/licenses/LICENSE-2.0  \n" in first
     assert len(re.findall(r"^# ", first, re.MULTILINE)) == 1
-    found = {line: i for i, cell in enumerate(cells) if cell.cell_type == "markdown" for line in cell.source.split("\n")}
+    found = {
+        line: i for i, cell in enumerate(cells) if cell.cell_type == "markdown" for line in cell.source.split("\n")
+    }
     places = [found[heading] for heading in HEADINGS]
     assert places == sorted(places)
     assert all(cells[place + 1].cell_type == "code" for place in places)
@@ -127,14 +129,18 @@ def test_it_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
     kernel = AsyncKernelManager()
     kernel.kernel_spec.argv[0] = sys.executable
-    client = nbclient.NotebookClient(notebook, km=kernel, timeout=SECONDS, resources={"metadata": {"path": str(folder)}})
+    client = nbclient.NotebookClient(
+        notebook, km=kernel, timeout=SECONDS, resources={"metadata": {"path": str(folder)}}
+    )
     client.execute()
 
     for cell in notebook.cells:
         if cell.cell_type == "code":
             texts = [output.text for output in cell.outputs if output.output_type == "stream"]
             assert sum(text.count("\n") for text in texts) < LINES, cell["id"]
-    images = [output for cell in notebook.cells for output in cell.get("outputs", []) if "image/png" in output.get("data", {})]
+    images = [
+        output for cell in notebook.cells for output in cell.get("outputs", []) if "image/png" in output.get("data", {})
+    ]
     assert images, "expected a figure"
     assert list(folder.iterdir()) == []
     assert not [file for file in data.iterdir() if file.is_dir() and file.name.startswith("tmp")]
