@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ast
 import re
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,10 @@ nbformat = pytest.importorskip("nbformat", reason="the tutorials need nbformat, 
 nbclient = pytest.importorskip("nbclient", reason="the tutorials need nbformat, nbclient and ipykernel (extra `test`)")
 pytest.importorskip("ipykernel", reason="the tutorials need nbformat, nbclient and ipykernel (extra `test`)")
 
+from jupyter_client.manager import AsyncKernelManager  # noqa: E402  nbclient brings it along
+
 ROOT = Path(__file__).parents[1]
+BUNDLE = Path("bundles", "lung_ct_segmentation")
 TUTORIALS = sorted((ROOT / "tutorials").glob("*.ipynb"))
 HEADINGS = [
     "## Setup environment",
@@ -38,6 +42,11 @@ def read(path: Path) -> Any:
 
 def code_of(notebook: Any) -> list[str]:
     return [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    files = [file for file in folder.rglob("*") if file.is_file() and "__pycache__" not in file.parts]
+    return {str(file.relative_to(folder)): file.read_bytes() for file in files}
 
 
 def without_magics(source: str) -> str:
@@ -111,37 +120,30 @@ def test_paths_are_relative_and_links_lead_somewhere(path: Path) -> None:
 
 @every_tutorial
 def test_it_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In a folder of its own, beside the bundles, as in a clone; nothing of it stays behind."""
-    from jupyter_client.manager import AsyncKernelManager
-
-    folder = tmp_path / "tutorials"
-    folder.mkdir()
-    for name in ("bundles", "docs"):
-        (tmp_path / name).symlink_to(ROOT / name, target_is_directory=True)
-    data = tmp_path / "data"
-    data.mkdir()
-    monkeypatch.setenv("TMPDIR", str(data))
-    monkeypatch.delenv("MONAI_DATA_DIRECTORY", raising=False)
+    """Beside a copy of the bundle, as in a clone; no file is left, and none of the bundle's is changed."""
+    folder, bundle, temporary = (tmp_path / name for name in ("tutorials", BUNDLE, "temporary"))
+    shutil.copytree(ROOT / BUNDLE, bundle, ignore=shutil.ignore_patterns("__pycache__", "eval", "runs"))
+    before = contents(bundle)
+    for made in (folder, temporary):
+        made.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.delenv("MONAI_DATA_DIRECTORY", raising=False)
     notebook = read(path)
     notebook.cells = [cell for cell in notebook.cells if cell["id"] != INSTALL]
-    before = {file for file in (ROOT / "bundles").rglob("*") if "__pycache__" not in file.parts}
 
     kernel = AsyncKernelManager()
     kernel.kernel_spec.argv[0] = sys.executable
-    client = nbclient.NotebookClient(
-        notebook, km=kernel, timeout=SECONDS, resources={"metadata": {"path": str(folder)}}
-    )
-    client.execute()
+    place = {"metadata": {"path": str(folder)}}
+    nbclient.NotebookClient(notebook, km=kernel, timeout=SECONDS, resources=place).execute()
 
+    figures = 0
     for cell in notebook.cells:
         if cell.cell_type == "code":
             texts = [output.text for output in cell.outputs if output.output_type == "stream"]
             assert sum(text.count("\n") for text in texts) < LINES, cell["id"]
-    images = [
-        output for cell in notebook.cells for output in cell.get("outputs", []) if "image/png" in output.get("data", {})
-    ]
-    assert images, "expected a figure"
+            figures += sum("image/png" in output.get("data", {}) for output in cell.outputs)
+    assert figures
     assert list(folder.iterdir()) == []
-    assert not [file for file in data.iterdir() if file.is_dir() and file.name.startswith("tmp")]
-    assert {file for file in (ROOT / "bundles").rglob("*") if "__pycache__" not in file.parts} == before
+    assert not list(temporary.glob("tmp*"))
+    assert contents(bundle) == before
