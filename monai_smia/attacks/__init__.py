@@ -46,7 +46,7 @@ from monai_smia.attacks.trial import Trial
 from monai_smia.attacks.universal import UniversalAttack, UniversalPerturbation
 from monai_smia.attacks.universal_fit import UAP
 from monai_smia.attacks.vafa import VAFA
-from monai_smia.attacks.volumes import VolumeLoss
+from monai_smia.attacks.volumes import PresenceLoss, VolumeLoss
 
 __all__ = [
     "APGD",
@@ -112,6 +112,7 @@ __all__ = [
     "Normalize",
     "Not",
     "Objective",
+    "PresenceLoss",
     "RandomPreprocessing",
     "RandomResize",
     "Recipe",

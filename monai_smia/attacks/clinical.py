@@ -27,7 +27,7 @@ from monai_smia.attacks.heads import ACTIVATIONS, LossFunction
 from monai_smia.attacks.label_edits import channelled, holds, labels_seen, removed, written
 from monai_smia.attacks.regions import Ball, Region, check_region, inside
 from monai_smia.attacks.spacing import Spacing, as_spacing, known_spacing, unit_of, voxel_sizes
-from monai_smia.attacks.volumes import VolumeLoss, decided, output_of
+from monai_smia.attacks.volumes import PresenceLoss, VolumeLoss, decided, output_of
 
 
 class ClinicalGoal(Criterion):
@@ -186,7 +186,7 @@ class Erase(StructureGoal):
 class Insert(StructureGoal):
     """A structure that the network sees where there is none: at least `fraction` of a region is predicted as it.
 
-    The target is the label with the structure written into the region, to be reached with the network's own loss.
+    The target is the label with the structure written into the region; the loss is `PresenceLoss`, of the region alone.
 
     Args:
         structure: class of a softmax head, channel of a sigmoid head (0 if it has one).
@@ -222,6 +222,10 @@ class Insert(StructureGoal):
         seen = labels_seen(label, prediction, self.activation)
         rank = self.region.rank if isinstance(self.region, Ball) else self.region.ndim - 2
         return written(seen, inside("region", self.region, channelled(seen, rank)), self.structure, self.activation)
+
+    def loss(self, loss_function: LossFunction | None = None) -> LossFunction:
+        """`PresenceLoss`; the network's own is not needed."""
+        return PresenceLoss(self.structure, self.region, self.activation)
 
     def measure(self, prediction: Any, target: Any = None) -> torch.Tensor:
         """Share of the region that is predicted as the structure, in [0, 1], ``(B,)``."""

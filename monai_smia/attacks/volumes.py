@@ -10,6 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from monai_smia.attacks.heads import decisions, is_binary, log_probabilities, main_output
+from monai_smia.attacks.regions import inside
 
 
 def output_of(prediction: Any, structure: int, activation: str) -> torch.Tensor:
@@ -103,3 +104,33 @@ class VolumeLoss:
         wanted, size = target.to(count).unbind(1)
         missing = wanted - count if self.grow else count - wanted
         return (missing.clamp_min(0) * size).square()
+
+
+@dataclass(frozen=True, eq=False)
+class PresenceLoss:
+    r"""Cross-entropy of a structure where it is wanted; the rest of the image has no say.
+
+    .. math:: J = -\frac{1}{|R|} \sum_{i \in R} \log p_i(\text{structure})
+
+    Args:
+        structure: class of a softmax head, channel of a sigmoid head.
+        region: R, where the structure is wanted: a mask ``(B | 1, 1, H, W[, D])``, or a function of the output that
+            gives one.
+        activation: as for `VolumeLoss`.
+
+    Example:
+        >>> region = torch.tensor([[[[1, 0]]]], dtype=torch.bool)
+        >>> loss = PresenceLoss(0, region, activation="sigmoid")
+        >>> loss(torch.tensor([[[[0.0, 9.0]]]]))
+        tensor([0.6931])
+    """
+
+    structure: int
+    region: Any
+    activation: str = "auto"
+
+    def __call__(self, prediction: Any, target: Any = None) -> torch.Tensor:
+        """The loss of each sample, ``(B,)``; the target is not read."""
+        odds = log_odds(prediction, self.structure, self.activation).flatten(1)
+        where = inside("region", self.region, main_output(prediction)).flatten(1).expand(odds.shape)
+        return (-F.logsigmoid(odds) * where).sum(1) / where.sum(1)

@@ -73,6 +73,6 @@ def _defined(body: bytes) -> dict[int, Table]:
 
 
 def _zigzag() -> list[tuple[int, int]]:
-    """Row and column of the entries in the order of the file: along the diagonals, to and fro."""
+    """Row and column of the entries in the order of the file: along the diagonals, back and forth."""
     cells = [(row, column) for row in range(BLOCK) for column in range(BLOCK)]
     return sorted(cells, key=lambda cell: (sum(cell), cell[0] if sum(cell) % 2 else cell[1]))

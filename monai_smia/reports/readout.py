@@ -15,6 +15,7 @@ from monai_smia.reports.summary import PatientOf, bootstrap_interval
 from monai_smia.reports.values import OF_RESULTS, Values, aggregated, column, per_case, rows_of, scalars
 from monai_smia.reports.wording import is_lower_better, label_of
 
+LOSS = "loss"
 _RESULT_LABELS = {"loss": "loss", "success": "share of cases where the attack reached its goal"}
 
 
@@ -134,7 +135,8 @@ def read_report(report: RobustnessReport, reading: Reading | None = None) -> Rea
     """Means, intervals and worst cases of every metric.
 
     Metrics known per case come from the cases; a structure of a metric is one of its own. Metrics that are only
-    aggregated (an AUC) come from `RobustnessReport.metrics`. The attack's loss and success come last.
+    aggregated (an AUC) come from `RobustnessReport.metrics`. The attack's loss and success come last; where all attacks
+    went towards a target, the lowest loss is the worst.
 
     Raises:
         ValueError: when an attack's rows are of other cases than the clean ones, or `Reading.metric` is unknown.
@@ -155,9 +157,10 @@ def read_report(report: RobustnessReport, reading: Reading | None = None) -> Rea
     budgets = budgets_of(report)
     groups = _groups(budgets, report.unit)
     measures = []
+    towards = bool(report.attacks) and all(_is_targeted(text) for text in report.attacks.values())
     for name, values in per_case(report, rows).items():
         estimates = {run: estimate(own, patients) for run, own in values.items()}
-        measures.append(_measure(name, reading, values, estimates, groups, patients))
+        measures.append(_measure(name, reading, values, estimates, groups, patients, towards and name == LOSS))
     known = {measure.name for measure in measures}
     for name, totals in aggregated(report).items():
         if name not in known:
@@ -187,6 +190,11 @@ def worse(first: float, second: float, lower_is_better: bool) -> bool:
     return first > second if lower_is_better else first < second
 
 
+def _is_targeted(attack: str) -> bool:
+    """Whether an attack's ``repr`` says that it goes towards a target."""
+    return attack.startswith("Towards(") or "targeted=True" in attack
+
+
 def _groups(budgets: Mapping[str, Budget], unit: str) -> tuple[Group, ...]:
     runs: dict[tuple[float, float] | str, list[str]] = {}
     for run, budget in budgets.items():
@@ -208,9 +216,10 @@ def _measure(
     estimates: Mapping[str, Estimate],
     groups: tuple[Group, ...],
     patients: list[str] | None,
+    towards: bool = False,
 ) -> Measure:
     lower = is_lower_better(name) if reading.lower_is_better is None else name in reading.lower_is_better
-    lower = True if name in OF_RESULTS else lower
+    lower = not towards if name in OF_RESULTS else lower
     label = label_of(name, {**_RESULT_LABELS, **reading.names})
     worst = tuple(_worst(group.runs, values, estimates, lower, patients) for group in groups)
     every = tuple(run for group in groups for run in group.runs)

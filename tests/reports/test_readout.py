@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -143,3 +144,22 @@ def test_every_value_of_the_sample_is_in_the_readout() -> None:
     for run, values in DICE.items():
         assert readout.measures[0].values[run].tolist() == pytest.approx(values, nan_ok=True)
     assert readout.changes["PGD_20HU"].tolist() == [20.0] * 4
+
+
+def test_of_attacks_towards_a_target_the_lowest_loss_is_the_worst() -> None:
+    rows: list[dict[str, Any]] = [{"attack": "clean", "case": "a", "dice": 0.9}]
+    for run, loss in (("p", 0.2), ("q", 0.7)):
+        numbers = {
+            "success": run == "p",
+            "clean_success": False,
+            "loss": loss,
+            "clean_loss": 2.0,
+            "largest_change": 1.0,
+        }
+        rows.append({"attack": run, "case": "a", "dice": 0.5, **numbers})
+    metrics = {run: {"dice": 0.5} for run in ("clean", "p", "q")}
+    for attack, worst in (("PGD(CrossEntropyLoss(), eps=0.1, targeted=True)", "p"), ("PGD(Loss(), eps=0.1)", "q")):
+        report = RobustnessReport(metrics, tuple(rows), {"p": attack, "q": attack}, "HU")
+        measures = {measure.name: measure for measure in read_report(report).measures}
+        assert measures["loss"].overall.run == worst
+        assert measures["success"].overall.run == "p"
