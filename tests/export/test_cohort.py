@@ -24,6 +24,7 @@ from monai.transforms import (
     ScaleIntensityRanged,
     Spacingd,
 )
+from threshold_network import Threshold, Voxels
 
 from monai_smia.attacks import BIM, PGD
 from monai_smia.bundle import export_cohort
@@ -32,22 +33,6 @@ from monai_smia.export import NiftiImage, Survival, write_cohort
 
 KEYS = ["image", "label"]
 CASES = 4
-
-
-class Threshold(torch.nn.Module):
-    """Logits of two classes: the image against 0.5."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.cat([torch.zeros_like(x), 20 * (x - 0.5)], 1)
-
-
-class Voxels(torch.nn.Module):
-    """Cross-entropy on a label with a channel of its own."""
-
-    reduction = "mean"
-
-    def forward(self, prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.cross_entropy(prediction, target[:, 0].long())
 
 
 @pytest.fixture

@@ -31,6 +31,7 @@ from monai.transforms import (
     Spacingd,
     SpatialPadd,
 )
+from threshold_network import Voxels
 
 from monai_smia.attacks import BIM, PGD
 from monai_smia.bundle import open_bundle
@@ -90,15 +91,6 @@ LOSS = torch.nn.CrossEntropyLoss()
 
 def loss(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return LOSS(prediction, target[:, 0].long())
-
-
-class Voxels(torch.nn.Module):
-    """Cross-entropy on a label with a channel of its own."""
-
-    reduction = "mean"
-
-    def forward(self, prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        return loss(prediction, target)
 
 
 def test_the_gradient_on_the_file_is_the_derivative_of_the_whole_pipeline(files: dict[str, str]) -> None:

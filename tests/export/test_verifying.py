@@ -17,28 +17,13 @@ from monai.data import DataLoader, Dataset
 from monai.engines import SupervisedEvaluator
 from monai.handlers import MeanDice, from_engine
 from monai.transforms import AsDiscreted, Compose, EnsureChannelFirstd, LoadImaged, ScaleIntensityRanged
+from threshold_network import Threshold, Voxels
 
 from monai_smia.attacks import BIM
 from monai_smia.bundle.commands import main
 from monai_smia.export import Cohort, NiftiImage, verify_on_disk, write_cohort
 
 KEYS = ["image", "label"]
-
-
-class Threshold(torch.nn.Module):
-    """Logits of two classes: the image against 0.5."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.cat([torch.zeros_like(x), 20 * (x - 0.5)], 1)
-
-
-class Voxels(torch.nn.Module):
-    """Cross-entropy on a label with a channel of its own."""
-
-    reduction = "mean"
-
-    def forward(self, prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.cross_entropy(prediction, target[:, 0].long())
 
 
 def evaluator(items: list[dict[str, str]]) -> SupervisedEvaluator:
