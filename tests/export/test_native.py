@@ -86,13 +86,6 @@ def evaluator(files: dict[str, str], transforms: Any, **arguments: Any) -> Super
     )
 
 
-LOSS = torch.nn.CrossEntropyLoss()
-
-
-def loss(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    return LOSS(prediction, target[:, 0].long())
-
-
 def test_the_gradient_on_the_file_is_the_derivative_of_the_whole_pipeline(files: dict[str, str]) -> None:
     """Against differences of the loss, with MONAI's own pipeline run on changed files."""
     case = native_case(evaluator(files, CT), 0)
@@ -128,7 +121,7 @@ def test_the_result_is_on_the_levels_of_the_file_inside_the_budget_and_as_bad_wh
     case.stored.write(attacked.values, out)
     item = engine.data_loader.dataset.transform({**files, "image": str(out)})
     with torch.no_grad():
-        again = loss(engine.network(item["image"][None]), item["label"][None])
+        again = Voxels()(engine.network(item["image"][None]), item["label"][None])
     assert float(again) == pytest.approx(float(attacked.result.loss), rel=1e-5)
     assert float(attacked.result.loss) > float(attacked.result.clean_loss)
 
