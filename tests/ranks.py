@@ -14,7 +14,7 @@ from evaluators import Task
 from monai.data import DataLoader, Dataset, DistributedSampler
 from torch.nn.parallel import DistributedDataParallel
 
-from monai_smia.engines import CaseByCase, evaluate_robustness
+from monai_smia.engines import AttackEvaluator, CaseByCase, evaluate_robustness
 
 RANKS, LIMIT = 2, 240.0
 TASKS = {"segmentation": Task(2, cases=5), "classification": Task(2, dense=False, cases=5)}
@@ -49,6 +49,19 @@ def doubled(task: Task) -> str:
     return ""
 
 
+def in_one_pass(task: Task) -> str:
+    """What is said of a report of one process's cases."""
+    sampler = DistributedSampler(Dataset(task.items()), even_divisible=True, shuffle=False)
+    loader = DataLoader(Dataset(task.items()), batch_size=1, sampler=sampler)
+    evaluator = task.evaluator(AttackEvaluator, val_data_loader=loader, attacks=task.attacks(), progress=False)
+    evaluator.run()
+    try:
+        evaluator.report()
+    except RuntimeError as error:
+        return str(error)
+    return ""
+
+
 def reports(rank: int, folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, task in TASKS.items():
@@ -56,6 +69,7 @@ def reports(rank: int, folder: Path) -> dict[str, Any]:
             found[f"{name} even={even}"] = by_loader(task, even)
         found[f"{name} by case"] = by_case(task).run()
     found["resumed"] = by_case(TASKS["segmentation"], folder / "killed", batch_size=1, resume=True).run()
+    found["one pass"] = in_one_pass(TASKS["segmentation"])
     found["doubled"] = doubled(TASKS["segmentation"])
     return found
 

@@ -7,6 +7,7 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import ignite.distributed as idist
 import torch
 from ignite.engine import Events
 from ignite.metrics import Metric
@@ -111,8 +112,14 @@ class AttackEvaluator(SupervisedEvaluator):
         """Clean and adversarial metrics of the last run, aggregated and case by case.
 
         Raises:
-            RuntimeError: before the first run.
+            RuntimeError: before the first run, and in a distributed group, where a process has its own cases only;
+                `evaluate_robustness` and `CaseByCase` put them together. The metrics in ``state.metrics`` are of all.
         """
+        if idist.get_world_size() > 1:
+            raise RuntimeError(
+                f"report: expected one process; got {idist.get_world_size()}, of which each has its own cases. "
+                "evaluate_robustness and CaseByCase put them together"
+            )
         if any(name not in self.state.metrics for name in self._metric_names) or not self._recorder.names:
             raise RuntimeError("report: expected a finished run; call run() first")
         metrics = {CLEAN: {name: self.state.metrics[name] for name in self._metric_names}}

@@ -52,6 +52,11 @@ def test_cases_in_both_processes_are_refused(found: list[dict[str, Any]]) -> Non
         assert results["doubled"].startswith("evaluator: expected every case in one process")
 
 
+def test_an_evaluator_in_one_pass_reports_no_part_for_the_whole(found: list[dict[str, Any]]) -> None:
+    for results in found:
+        assert results["one pass"].startswith("report: expected one process; got 2")
+
+
 def test_each_process_kept_its_own_batches(found: list[dict[str, Any]], folder: Path) -> None:
     done = {file.name: read_log(file).progress.done for file in (folder / "killed").glob("*.pt")}
     assert done == {"shard-1-of-2.pt": [0, 2, 4], "shard-2-of-2.pt": [1, 3]}
