@@ -3,17 +3,20 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import ignite.distributed as idist
 from monai.data import DataLoader
 from monai.utils import CommonKeys
 
 from monai_smia.attacks import Attack, EoT
 from monai_smia.engines import CaseByCase
-from monai_smia.engines.batches import Failure
+from monai_smia.engines.batches import Failure, named
 from monai_smia.export.case_maker import IN_MEMORY, NAIVE_IN_MEMORY, NAIVE_ON_DISK, ON_DISK, SAMPLES, CaseMaker
 from monai_smia.export.manifest import Manifest
 from monai_smia.export.recompression import Recompression
@@ -90,8 +93,10 @@ def write_cohort(
 
     Raises:
         FileExistsError: when `folder` holds something and `resume` is false, or something else than a cohort.
+        ValueError: when the cohort to go on with is of other images, or made in another way.
         TypeError: with `qualities`, for an attack that does not step along gradients.
-        RuntimeError: when the first cases all fail alike.
+        RuntimeError: when the first cases all fail alike; in a distributed group, whose processes would write one
+            manifest.
 
     Example:
         .. code-block:: python
@@ -100,6 +105,8 @@ def write_cohort(
                 cohort = write_cohort(bundle.evaluator(), SMIA(bundle.loss(), eps=10.0), "adversarial")
             print(cohort.survival)
     """
+    if idist.get_world_size() > 1:
+        raise RuntimeError(f"write_cohort: expected one process; got a group of {idist.get_world_size()}")
     place = Path(folder).absolute()
     manifest = Manifest(place / "manifest.json", image_key)
     if place.exists() and any(place.iterdir()) and not (resume and manifest.exists()):
@@ -128,6 +135,7 @@ def write_cohort(
                 "naive": str(naive),
                 "qualities": repr(qualities),
                 "as_png": str(as_png),
+                "images": listed(loader.dataset, image_key),
             },
             resume=resume,
             made=maker,
@@ -144,6 +152,13 @@ def write_cohort(
     report.save(place / "report", overwrite=True)
     write_whole(place / "report" / "survival.md", cohort_markdown(cohort) + "\n", overwrite=True)
     return cohort
+
+
+def listed(dataset: Any, image_key: str) -> str:
+    """The images of a data set in their order, as one number: a cohort is gone on with by the same ones alone."""
+    rows = getattr(dataset, "data", None) or ()
+    files = [os.path.abspath(named(dataset, index, image_key)) for index in range(len(rows))]
+    return hashlib.sha256("\n".join(files).encode()).hexdigest()
 
 
 def cohort_markdown(cohort: Cohort) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import monai
+import numpy as np
 import torch
 
 from monai_smia.attacks import Attack
@@ -74,7 +75,7 @@ class Manifest:
         return [row for row in rows if row not in kept]
 
     def _write(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        write_whole(self.file, json.dumps({LIST: rows}, indent=2, default=str) + "\n", overwrite=True)
+        write_whole(self.file, json.dumps({LIST: rows}, indent=2, default=_plain_value) + "\n", overwrite=True)
 
 
 def entry(
@@ -115,7 +116,17 @@ def entry(
 
 
 def _absolute(value: Any) -> Any:
-    """Paths of labels as they are on this machine; anything else as it is."""
-    if isinstance(value, (str, Path)) and Path(value).exists():
-        return str(Path(value).absolute())
-    return value
+    """Paths of labels as they are on this machine, also in lists; anything else as it is."""
+    if isinstance(value, (list, tuple)):
+        return [_absolute(one) for one in value]
+    return os.path.abspath(value) if isinstance(value, (str, Path)) and _is_path(str(value)) else value
+
+
+def _is_path(text: str) -> bool:
+    """A file, or a folder that is more than one word: the name of a class may be that of a folder here."""
+    return os.path.isfile(text) or (os.path.isdir(text) and os.path.basename(text) != text)
+
+
+def _plain_value(value: Any) -> Any:
+    """Numbers of numpy and torch, and arrays of them, as numbers; anything else as text."""
+    return value.tolist() if isinstance(value, (np.generic, np.ndarray, torch.Tensor)) else str(value)

@@ -220,3 +220,50 @@ def test_an_unknown_attack_is_refused(items: list[dict[str, str]], tmp_path: Pat
 def test_the_rate_is_the_share_of_the_damage() -> None:
     assert Survival("dice", clean=0.9, memory=0.5, disk=0.6).rate == pytest.approx(0.75)
     assert np.isnan(Survival("dice", clean=0.9, memory=0.9, disk=0.9).rate)
+
+
+def test_a_cohort_goes_on_with_its_own_images_alone(items: list[dict[str, str]], tmp_path: Path) -> None:
+    write_cohort(evaluator(items[:2]), attack(), tmp_path / "out", progress=False)
+    before = files(tmp_path / "out")
+    with pytest.raises(ValueError, match="resume: the earlier run had images"):
+        write_cohort(evaluator(items[2:]), attack(), tmp_path / "out", resume=True, progress=False)
+    assert files(tmp_path / "out") == before
+
+
+def test_what_else_an_item_holds_comes_back_from_the_manifest(
+    items: list[dict[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Numbers of any library stay numbers, texts stay texts, and paths become absolute, also in lists."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "left").mkdir()
+    others = {
+        "grade": np.int64(3),
+        "row": np.array([1.5, 2.0]),
+        "tensor": torch.tensor([1, 2]),
+        "site": "",
+        "side": "left",
+        "text": "no finding " * 40,
+        "parts": ["label0.nii.gz", "label1.nii.gz"],
+    }
+    cohort = write_cohort(evaluator([{**items[0], **others}]), attack(), tmp_path / "out", progress=False)
+    assert cohort.failures == ()
+    (row,) = json.loads(cohort.manifest.read_text())["adversarial"]
+    kept = {name: row[name] for name in others}
+    assert kept == {
+        "grade": 3,
+        "row": [1.5, 2.0],
+        "tensor": [1, 2],
+        "site": "",
+        "side": "left",
+        "text": others["text"],
+        "parts": [str(tmp_path / "label0.nii.gz"), str(tmp_path / "label1.nii.gz")],
+    }
+
+
+def test_a_distributed_group_is_refused(
+    items: list[dict[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ignite.distributed.get_world_size", lambda: 2)
+    with pytest.raises(RuntimeError, match="write_cohort: expected one process; got a group of 2"):
+        write_cohort(evaluator(items), attack(), tmp_path / "out", progress=False)
+    assert not (tmp_path / "out").exists()
