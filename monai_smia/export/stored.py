@@ -16,6 +16,10 @@ import torch
 
 from monai_smia.export.lattice import Lattice
 
+HEADER, VOXELS = ".mhd", (".raw", ".zraw")
+"""A MetaImage in two files, as ITK writes it."""
+WHERE = b"ElementDataFile"
+
 
 class StoredImage(ABC):
     """A file, or a folder of files, of one image.
@@ -114,9 +118,9 @@ def appearing(path: Path) -> Iterator[Path]:
 
 
 def checksum(path: Path) -> str:
-    """SHA-256 of a file, or of all files of a folder in the order of their names."""
+    """SHA-256 of a file, or of all files of a folder in the order of their names; of a header with its voxels."""
     digest = hashlib.sha256()
-    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path, *_voxels_of(path)]
     for file in files:
         with open(file, "rb") as stream:
             for part in iter(lambda: stream.read(1 << 20), b""):
@@ -128,8 +132,20 @@ def removed(path: Path) -> None:
     """Take away a copy, a file or a folder, of a case that was not finished."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+        return
+    if path.suffix.lower() == HEADER:
+        for suffix in VOXELS:  # also where a kill came between the two
+            path.with_suffix(suffix).unlink(missing_ok=True)
+    path.unlink(missing_ok=True)
+
+
+def _voxels_of(path: Path) -> list[Path]:
+    """The file beside a header that holds its voxels."""
+    if path.suffix.lower() != HEADER:
+        return []
+    names = (line.partition(b"=")[2].strip() for line in path.read_bytes().splitlines() if line.startswith(WHERE))
+    files = [path.parent / os.fsdecode(name) for name in names if name]
+    return [file for file in files if file.is_file()]
 
 
 def refuse_existing(path: Path) -> None:

@@ -11,6 +11,7 @@ import torch
 from monai.transforms import LoadImage
 
 from monai_smia.export import ItkImage
+from monai_smia.export.stored import checksum, removed
 
 itk = pytest.importorskip("itk")
 
@@ -139,3 +140,21 @@ def test_a_full_disk_leaves_nothing(tmp_path: Path) -> None:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert [path.name for path in tmp_path.iterdir()] == ["a.mha"]
+
+
+def test_a_header_and_its_voxels_are_one_copy(tmp_path: Path) -> None:
+    save_itk(tmp_path / "a.mhd", arrays("i2", (4, 3, 2)))
+    image, copy = ItkImage(tmp_path / "a.mhd"), tmp_path / "out" / "b.mhd"
+    image.write(image.values() + 1, copy)
+    digest = checksum(copy)
+    voxels = bytearray(copy.with_suffix(".raw").read_bytes())
+    voxels[0] ^= 1
+    copy.with_suffix(".raw").write_bytes(voxels)
+    assert checksum(copy) != digest
+    removed(copy)
+    assert list(copy.parent.iterdir()) == []
+    image.write(image.values() + 1, copy)
+    assert checksum(copy) == digest
+    copy.unlink()  # a kill between the two files
+    removed(copy)
+    assert list(copy.parent.iterdir()) == []
