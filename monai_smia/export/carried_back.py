@@ -8,7 +8,9 @@ from collections.abc import Iterator
 
 import torch
 from monai.data import MetaTensor
+from monai.data.utils import no_collation
 from monai.transforms import InvertibleTransform
+from monai.utils import TraceKeys, ensure_tuple
 
 from monai_smia.export.replay import Loaded, ReplayStep
 
@@ -39,7 +41,8 @@ def carried_back(loaded: Loaded, change: torch.Tensor) -> torch.Tensor:
         raise ValueError(f"change: expected {wanted}, the network's input; got {tuple(change.shape)}")
     value = change.detach().cpu().as_subclass(torch.Tensor)
     for step, before in reversed(list(with_before(loaded))):
-        value = value / slope_of(step, before) if keeps_places(before, step.after) else _undone(step, value)
+        stays = keeps_places(before, step.after) and not _moves_unseen(step, before)
+        value = value / slope_of(step, before) if stays else _undone(step, value)
     return value
 
 
@@ -81,12 +84,7 @@ def keeps_places(before: MetaTensor, after: MetaTensor) -> bool:
 
 def slope_of(step: ReplayStep, before: MetaTensor) -> torch.Tensor:
     """Of a step of intensity, ``(C, 1, ...)``, by its own gradient: random signs tell a voxel from its neighbours."""
-    generator = torch.Generator().manual_seed(0)
-    signs = torch.randint(2, before.shape, generator=generator).float() * 2 - 1
-    with torch.enable_grad():
-        leaf = before.detach().clone().float().requires_grad_()
-        (gradient,) = torch.autograd.grad(step(leaf * 1.0), leaf, MetaTensor(signs))
-    own = (gradient.as_subclass(torch.Tensor) * signs).flatten(1)
+    own = _own_gradient(step, before)
     slopes = [channel[channel != 0].median() if bool(channel.any()) else channel.new_zeros(()) for channel in own]
     slope = torch.stack(slopes)
     if not bool(slope.all()):
@@ -94,11 +92,36 @@ def slope_of(step: ReplayStep, before: MetaTensor) -> torch.Tensor:
     return slope.reshape(-1, *[1] * (before.ndim - 1))
 
 
+def _moves_unseen(step: ReplayStep, before: MetaTensor) -> bool:
+    """Whether voxels change places although neither the shape nor the affine tells, as by `Transposed` of a square.
+
+    Then each has the slope of another, all of one size and with a sign by chance.
+    """
+    own = _own_gradient(step, before)
+    found = own[own != 0]
+    if not len(found) or not bool(found.min() < 0 < found.max()):
+        return False
+    return torch.allclose(found.abs(), found[0].abs()) and not torch.equal(own, _own_gradient(step, before, seed=1))
+
+
+def _own_gradient(step: ReplayStep, before: MetaTensor, seed: int = 0) -> torch.Tensor:
+    """Of random signs in the result, the part that comes back to each voxel with its own sign, ``(C, voxels)``."""
+    generator = torch.Generator().manual_seed(seed)
+    signs = torch.randint(2, before.shape, generator=generator).float() * 2 - 1
+    with torch.enable_grad():
+        leaf = before.detach().clone().float().requires_grad_()
+        (gradient,) = torch.autograd.grad(step(leaf * 1.0), leaf, MetaTensor(signs))
+    return (gradient.as_subclass(torch.Tensor) * signs).flatten(1)
+
+
 def _undone(step: ReplayStep, value: torch.Tensor) -> torch.Tensor:
     transform = step.transform
     operations = copy.deepcopy(step.after.applied_operations)
-    if not isinstance(transform, InvertibleTransform) or not operations:
+    pretends = no_collation in ensure_tuple(getattr(transform, "inv_func", None))  # a Lambda that was given no inverse
+    if not isinstance(transform, InvertibleTransform) or not operations or pretends:
         raise ValueError(f"preprocessing: {step.name} moves voxels and has no inverse; no change can be carried back")
+    if operations[-1].get(TraceKeys.CLASS_NAME) == step.name:
+        operations[-1][TraceKeys.ID] = TraceKeys.NONE  # of the transform that this one may be a copy of
     data = MetaTensor(value, meta=copy.deepcopy(step.after.meta), applied_operations=operations)
     if step.key is None:
         return torch.as_tensor(transform.inverse(data)).as_subclass(torch.Tensor)

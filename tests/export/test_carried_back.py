@@ -14,6 +14,7 @@ from monai.transforms import (
     Compose,
     EnsureChannelFirstd,
     Invertd,
+    Lambdad,
     LoadImaged,
     NormalizeIntensityd,
     Orientationd,
@@ -24,6 +25,7 @@ from monai.transforms import (
     Spacingd,
     SpatialPadd,
     Transform,
+    Transposed,
 )
 
 from monai_smia.export import carried_back
@@ -143,3 +145,20 @@ def test_scaling_by_the_extremes_is_seen_in_any_memory_layout(tmp_path: Path, st
     pixels = np.random.default_rng(0).integers(0, 256, (20, 16), dtype=np.uint8)
     pillow.fromarray(pixels).save(tmp_path / "a.png")
     assert extremes_scale(loaded({"image": str(tmp_path / "a.png")}, step)) is expected
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (8, 5)])
+def test_axes_that_change_places_unseen_are_put_back(tmp_path: Path, shape: tuple[int, int]) -> None:
+    """Neither the shape of a square nor the affine says that `Transposed` did anything."""
+    nib.save(
+        nib.Nifti1Image(np.random.default_rng(0).integers(0, 99, shape).astype(np.int16), None), tmp_path / "b.nii"
+    )
+    scale = ScaleIntensityRanged("image", 0, 100, 0.0, 1.0)
+    through = loaded({"image": str(tmp_path / "b.nii")}, Transposed("image", (0, 2, 1)), scale)
+    change = drawn(through.result)
+    assert torch.allclose(carried_back(through, change), change.transpose(1, 2) * 100, rtol=1e-5)
+    through = loaded({"image": str(tmp_path / "b.nii")}, Lambdad("image", lambda x: x.flip(1)))
+    with pytest.raises(ValueError, match="Lambdad moves voxels and has no inverse"):
+        carried_back(through, drawn(through.result))
+    through = loaded({"image": str(tmp_path / "b.nii")}, Lambdad("image", lambda x: (x - 50).abs() * 2))
+    assert torch.allclose(carried_back(through, change_of := drawn(through.result)).abs(), change_of.abs() / 2)
