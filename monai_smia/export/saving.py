@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,13 @@ from monai_smia.attacks import Attack
 from monai_smia.export.carried_back import carried_back
 from monai_smia.export.formats import open_stored
 from monai_smia.export.manifest import IMAGES, MADE, Manifest, entry
-from monai_smia.export.native import same_values
+from monai_smia.export.native import TOLERANCE, same_values
 from monai_smia.export.replay import Approximation, replay
+from monai_smia.handlers.batch import CLEAN_SUFFIX
 
 FILE = "filename_or_obj"
+ONE_BY_ONE = threading.Lock()
+"""Threads of a `CacheDataset` or a `ThreadDataLoader` write one manifest."""
 
 
 class SaveAdversariald(MapTransform):
@@ -49,8 +53,9 @@ class SaveAdversariald(MapTransform):
 
     Raises:
         KeyError: at the call, when an image is missing.
-        ValueError: at the call, for an image that does not say its file, a random preprocessing, a step that has no
-            inverse, and where the file holds other values than were loaded.
+        ValueError: at the call, for an image that does not say its file, one padded for its batch, a random
+            preprocessing or another than the image's, a step that has no inverse, and where the file holds other values
+            than were loaded.
         FileExistsError: at the call, when the file was saved before.
         RuntimeError: in a worker process.
 
@@ -98,7 +103,8 @@ class SaveAdversariald(MapTransform):
         """
         if get_worker_info() is not None:
             raise RuntimeError("SaveAdversariald: expected the main process; got a loader's worker. Use num_workers=0")
-        return [self._saved(data, str(key), attack, seed, numbers) for key in self.key_iterator(data)]
+        with ONE_BY_ONE:
+            return [self._saved(data, str(key), attack, seed, numbers) for key in self.key_iterator(data)]
 
     def under(self, name: str) -> SaveAdversariald:
         """The same into a folder of its own, such as an attack's."""
@@ -116,7 +122,7 @@ class SaveAdversariald(MapTransform):
         loaded = replay(self.preprocessing, sources, key, self.bpda)
         stored = open_stored(source, reader=loaded.reader)
         same_values(stored, loaded.image, Path(source))
-        change = torch.as_tensor(data[key]).detach().cpu().as_subclass(torch.Tensor) - loaded.result.as_tensor()
+        change = _image_of(data, key) - _checked(loaded.result, data, key)
         clean = stored.values()
         values = stored.lattice.nearest(clean + carried_back(loaded, change))
         manifest = Manifest(self.output_dir / "manifest.json", key)
@@ -138,6 +144,34 @@ class SaveAdversariald(MapTransform):
             )
         )
         return target
+
+
+def _image_of(data: Mapping[Hashable, Any], key: str) -> torch.Tensor:
+    return torch.as_tensor(data[key]).detach().cpu().float().as_subclass(torch.Tensor)
+
+
+def _checked(clean: MetaTensor, data: Mapping[Hashable, Any], key: str) -> torch.Tensor:
+    """The clean image by the preprocessing, where it is that of the item.
+
+    Raises:
+        ValueError: when the item's image has another shape, such as one padded for its batch, or its clean one, where
+            there is one, other values.
+    """
+    plain, name = clean.as_tensor().cpu().float(), key + CLEAN_SUFFIX
+    for one in (key, name):
+        if one in data and tuple(data[one].shape) != tuple(plain.shape):
+            raise ValueError(
+                f"{one}: expected {tuple(plain.shape)}, what preprocessing gives; got {tuple(data[one].shape)}. Images "
+                "padded for their batch are not saved; use batches of one"
+            )
+    if name in data:
+        difference = float((_image_of(data, name) - plain).abs().max())
+        if difference > TOLERANCE * (1 + float(plain.abs().max())):
+            raise ValueError(
+                f"preprocessing: expected what made {name}, the image before the attack; it gives other values, by up "
+                f"to {difference:.4g}"
+            )
+    return plain
 
 
 def _source(value: Any) -> Any:

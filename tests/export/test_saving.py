@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 import torch
 from monai.data import DataLoader, Dataset, load_decathlon_datalist
 from monai.engines import SupervisedEvaluator
-from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, Orientationd, ScaleIntensityRanged
+from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, Orientationd, ScaleIntensityRanged, SpatialPadd
 
 from monai_smia import AttackHandler
 from monai_smia.attacks import FGSM, PGD
@@ -148,3 +149,22 @@ def test_worker_processes_are_refused(items: list[dict[str, Any]], tmp_path: Pat
     loader = DataLoader(Dataset(items, Compose([*PREPROCESSING.transforms, save])), num_workers=1)
     with pytest.raises(RuntimeError, match="expected the main process; got a loader's worker"):
         list(loader)
+
+
+def test_another_preprocessing_and_a_padded_image_are_refused(items: list[dict[str, Any]], tmp_path: Path) -> None:
+    save = SaveAdversariald("image", PREPROCESSING, tmp_path / "out")
+    item = PREPROCESSING(items[0])
+    padded = SpatialPadd("image", (6, 6, 6))(dict(item))
+    with pytest.raises(ValueError, match=r"image: expected \(1, 5, 4, 3\), what preprocessing gives; got"):
+        save(padded)
+    other = ScaleIntensityRanged("image", 0.0, 1.0, -1.0, 1.0)(dict(item))
+    with pytest.raises(ValueError, match="preprocessing: expected what made image_clean"):
+        save({**other, "image_clean": other["image"]})
+    assert not (tmp_path / "out").exists()
+
+
+def test_threads_lose_nothing(items: list[dict[str, Any]], tmp_path: Path) -> None:
+    save = SaveAdversariald("image", PREPROCESSING, tmp_path / "out")
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(save, [PREPROCESSING(item) for item in items]))
+    assert len(rows_of(tmp_path / "out")) == len(list((tmp_path / "out" / "images").iterdir())) == 3
