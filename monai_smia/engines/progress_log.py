@@ -70,7 +70,9 @@ def read_log(file: Path, mend: bool = False) -> ProgressLog:
                 shard = values["shard"]
                 log = ProgressLog(dict(values["settings"]), None if shard is None else (shard[0], shard[1]))
             elif "record" in values:
-                log.progress.add(Record.of(values["record"]))
+                record = Record.of(values["record"])
+                if record.number not in log.progress.records:  # two runs at once did it twice, alike
+                    log.progress.add(record)
             else:
                 log.batches = values["batches"]
         if log is None:

@@ -281,3 +281,14 @@ def test_a_failing_case_fails_in_its_shard_only(tmp_path: Path) -> None:
     assert [shard.run() for shard in shards][1] == report
     assert shards[1].failures == whole.failures
     assert [failure.case for failure in whole.failures] == ["/data/case_2.nii.gz"]
+
+
+def test_two_runs_at_once_leave_a_file_that_can_be_gone_on_with(tmp_path: Path) -> None:
+    """A task that was requeued while it still ran: each appends every batch."""
+    task = Task(2, cases=4)
+    first, second = runner(task, tmp_path), runner(task, tmp_path, resume=True)
+    report = first.run()
+    assert second.run() == report
+    again = runner(task, tmp_path, resume=True)
+    assert again.state.done == [0, 1]
+    assert again.run() == report
