@@ -18,7 +18,7 @@ from torch import nn
 from monai_smia.attacks import BPDA, Attack, AttackResult
 from monai_smia.export.carried_back import extremes_scale, keeps_places, slope_of, with_before
 from monai_smia.export.fitted_attack import fitted_attack, one_eps
-from monai_smia.export.formats import open_stored
+from monai_smia.export.formats import PICTURES, open_stored
 from monai_smia.export.reaching import has_clip
 from monai_smia.export.replay import Approximation, Loaded, ReplayStep, replay
 from monai_smia.export.stored import StoredImage
@@ -131,8 +131,8 @@ class NativeCase:
     def name(self) -> str:
         """The file's name without what its format adds."""
         name = self.path.name
-        suffix = self.stored.suffix
-        return name[: -len(suffix)] if suffix and name.endswith(suffix) else name.split(".")[0]
+        known = (self.stored.suffix, *PICTURES)
+        return next((name[: -len(one)] for one in known if one and name.lower().endswith(one)), name)
 
     def attack(self, attack: Attack, *, generator: torch.Generator | None = None, **arguments: Any) -> NativeResult:
         """Run an attack whose `eps` is in the file's physical units (HU, grey levels).

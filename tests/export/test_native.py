@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import nibabel as nib
@@ -35,7 +36,7 @@ from threshold_network import Voxels
 
 from monai_smia.attacks import BIM, PGD
 from monai_smia.bundle import open_bundle
-from monai_smia.export import NiftiImage, NotDifferentiableError, native_case
+from monai_smia.export import NativeCase, NiftiImage, NotDifferentiableError, native_case
 from monai_smia.export.replay import replay
 
 KEYS = ["image", "label"]
@@ -264,3 +265,19 @@ class Dark(torch.nn.Module):
 
 def never(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return torch.zeros(len(prediction), dtype=torch.bool)
+
+
+@pytest.mark.parametrize(
+    ("file", "suffix", "name"),
+    [
+        ("a.b.nii.gz", ".nii.gz", "a.b"),
+        ("A.B.NII.GZ", ".nii.gz", "A.B"),
+        ("1.2.840.7", "", "1.2.840.7"),  # a folder of DICOM instances
+        ("1.2.840.7", ".dcm", "1.2.840.7"),
+        ("case.1.JPG", ".png", "case.1"),
+    ],
+)
+def test_a_case_has_the_name_of_its_file(file: str, suffix: str, name: str) -> None:
+    stored: Any = SimpleNamespace(suffix=suffix)
+    nothing: Any = None
+    assert NativeCase(Path(file), stored, nothing, None, nothing, nothing).name == name
