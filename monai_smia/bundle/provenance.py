@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,7 @@ def _portable(value: Any) -> Any:
         return [_portable(item) for item in value]
     if isinstance(value, (str, Path)):
         path = Path(value)
-        return [path.name, path.stat().st_size] if len(str(value)) < 1000 and path.is_file() else path.name
+        return [path.name, path.stat().st_size] if os.path.isfile(path) else path.name
     if isinstance(value, torch.Tensor):
         return hashlib.sha256(value.detach().cpu().contiguous().numpy().tobytes()).hexdigest()
     return value if isinstance(value, (int, float, bool)) or value is None else str(value)
