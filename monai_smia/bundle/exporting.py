@@ -15,6 +15,7 @@ from monai_smia.bundle.cases import as_cases, limited
 from monai_smia.bundle.eps import Budget, parse_eps
 from monai_smia.bundle.grid import known_attacks
 from monai_smia.bundle.probing import probe
+from monai_smia.bundle.torchrun import shard_of_process
 from monai_smia.engines.guards import postprocessing_of
 from monai_smia.export import Cohort, Verification, verify_on_disk, write_cohort
 from monai_smia.intensity import IntensityScale
@@ -66,7 +67,10 @@ def export_cohort(
     Raises:
         TypeError, ValueError: in one line, naming the argument.
         FileExistsError: when `out` holds something and `resume` is false.
+        RuntimeError: in one of several processes that `torchrun` started, and as in `write_cohort`.
     """
+    if (share := shard_of_process()) is not None:
+        raise RuntimeError(f"export: expected one process, as all would write one manifest; got {share} of torchrun")
     known = known_attacks()
     if attack not in known:
         raise ValueError(f"attack: expected a name among {sorted(known)}; got {attack!r}")

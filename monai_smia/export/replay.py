@@ -124,6 +124,8 @@ def replay(
         before, state = state, transform({name: copy.copy(value) for name, value in state.items()})
         name = type(transform).__name__
         if _acts_on(transform, key):
+            if not isinstance(state[key], MetaTensor):  # as after EnsureTyped(track_meta=False)
+                state[key] = MetaTensor(state[key], meta=before[key].meta)
             steps.append(_as_step(transform, before, state[key], key, given.get(name, "own")))
     unknown = set(given) - {step.name for step in steps}
     if unknown:

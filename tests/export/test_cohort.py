@@ -19,6 +19,7 @@ from monai.transforms import (
     AsDiscreted,
     Compose,
     EnsureChannelFirstd,
+    EnsureTyped,
     LoadImaged,
     Orientationd,
     ScaleIntensityRanged,
@@ -29,7 +30,7 @@ from threshold_network import Threshold, Voxels
 from monai_smia.attacks import BIM, PGD
 from monai_smia.bundle import export_cohort
 from monai_smia.bundle.command_export import export_from_config
-from monai_smia.export import NiftiImage, Survival, write_cohort
+from monai_smia.export import NiftiImage, Survival, verify_on_disk, write_cohort
 
 KEYS = ["image", "label"]
 CASES = 4
@@ -266,4 +267,32 @@ def test_a_distributed_group_is_refused(
     monkeypatch.setattr("ignite.distributed.get_world_size", lambda: 2)
     with pytest.raises(RuntimeError, match="write_cohort: expected one process; got a group of 2"):
         write_cohort(evaluator(items), attack(), tmp_path / "out", progress=False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_images_without_metadata_are_attacked_too(items: list[dict[str, str]], tmp_path: Path) -> None:
+    expected = write_cohort(evaluator(items[:2]), attack(), tmp_path / "with", naive=True, progress=False)
+    engine = evaluator(items[:2])
+    engine.data_loader.dataset.transform = Compose(
+        [*engine.data_loader.dataset.transform.transforms, EnsureTyped(KEYS, track_meta=False)]
+    )
+    cohort = write_cohort(engine, attack(), tmp_path / "without", naive=True, progress=False)
+    assert cohort.failures == ()
+    assert cohort.survival == expected.survival
+    assert cohort.naive == expected.naive
+    digests = [
+        [row["made"]["sha256"] for row in json.loads(one.manifest.read_text())["adversarial"]]
+        for one in (cohort, expected)
+    ]
+    assert digests[0] == digests[1]
+    assert verify_on_disk(engine, cohort.folder, Voxels(), progress=False).survival == expected.survival
+
+
+def test_processes_of_torchrun_are_refused(
+    items: list[dict[str, str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(RuntimeError, match="export: expected one process, .*; got 2/2 of torchrun"):
+        export_cohort(evaluator(items), "BIM", "60intensity", loss_function=Voxels(), out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
