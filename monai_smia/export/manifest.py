@@ -59,12 +59,12 @@ class Manifest:
 
     def add(self, row: Mapping[str, Any]) -> None:
         """An entry more, or in place of the one of the same file; the manifest is written whole."""
-        rows = [old for old in self.read() if old[self.image_key] != row[self.image_key]]
-        self._write(sorted([*rows, dict(row)], key=lambda one: str(one[self.image_key])))
+        rows = [old for old in self.read() if old.get(self.image_key) != row[self.image_key]]
+        self._write(sorted([*rows, dict(row)], key=lambda one: str(one.get(self.image_key))))
 
     def files(self) -> list[Path]:
         """The copies."""
-        return [self.file.parent / row[self.image_key] for row in self.read()]
+        return [self.file.parent / row[self.image_key] for row in self.read() if self.image_key in row]
 
     def keep(self, sources: Sequence[str]) -> list[dict[str, Any]]:
         """Only the entries of these source files, those whose cases are done; the others are returned."""

@@ -194,6 +194,7 @@ def _new_name(manifest: Manifest, source: Path, suffix: str) -> str:
     rows = manifest.read() if manifest.exists() else []
     if any(row[MADE]["source"] == str(source.absolute()) for row in rows):
         raise FileExistsError(f"output_dir: {source.name} was saved before, into {manifest.file.parent}")
-    taken = {Path(row[manifest.image_key]).name for row in rows}
+    values = [value for row in rows for value in row.values() if isinstance(value, str)]
+    taken = {Path(value).name for value in values if value.startswith(f"{IMAGES}/")}
     names = (f"{name}{number}{suffix}" for number in ("", *(f"_{i}" for i in range(2, len(taken) + 3))))
     return next(one for one in names if one not in taken)

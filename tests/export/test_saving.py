@@ -168,3 +168,15 @@ def test_threads_lose_nothing(items: list[dict[str, Any]], tmp_path: Path) -> No
     with ThreadPoolExecutor(3) as pool:
         list(pool.map(save, [PREPROCESSING(item) for item in items]))
     assert len(rows_of(tmp_path / "out")) == len(list((tmp_path / "out" / "images").iterdir())) == 3
+
+
+def test_images_of_two_keys_have_one_manifest(items: list[dict[str, Any]], tmp_path: Path) -> None:
+    """Also where an item lacks one, and where both have the same name."""
+    keys = ["t1", "t2"]
+    loading = Compose([LoadImaged(keys, allow_missing_keys=True), EnsureChannelFirstd(keys, allow_missing_keys=True)])
+    save = SaveAdversariald(keys, loading, tmp_path / "out", allow_missing_keys=True)
+    first, second, third = (item["image"] for item in items)
+    for item in ({"t1": first}, {"t2": second}, {"t1": third}):
+        save(loading(item))
+    found = {row.get("t1", row.get("t2")): row["made"]["source"] for row in rows_of(tmp_path / "out")}
+    assert found == {"images/ct.nii.gz": first, "images/ct_2.nii.gz": second, "images/ct_3.nii.gz": third}
