@@ -62,6 +62,15 @@ def in_one_pass(task: Task) -> str:
     return ""
 
 
+def refused(task: Task, folder: Path) -> str:
+    """What each process says where an earlier run left the file of the first."""
+    try:
+        by_case(task, folder)
+    except (FileExistsError, RuntimeError) as error:
+        return str(error)
+    return ""
+
+
 def reports(rank: int, folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name, task in TASKS.items():
@@ -70,6 +79,7 @@ def reports(rank: int, folder: Path) -> dict[str, Any]:
         found[f"{name} by case"] = by_case(task).run()
     found["resumed"] = by_case(TASKS["segmentation"], folder / "killed", batch_size=1, resume=True).run()
     found["one pass"] = in_one_pass(TASKS["segmentation"])
+    found["refused"] = refused(TASKS["segmentation"], folder / "left")
     found["doubled"] = doubled(TASKS["segmentation"])
     return found
 
@@ -108,6 +118,7 @@ def work(rank: int, folder: str, stage: str) -> None:
 def run(folder: Path) -> list[dict[str, Any]]:
     """The results of both processes, after an earlier pair of which one was killed."""
     start = torch.multiprocessing.start_processes
+    by_case(TASKS["segmentation"], folder / "left", shard="1/2", diagnose=False).run()
     try:
         start(work, (str(folder), "killed"), RANKS, start_method="spawn")
     except torch.multiprocessing.ProcessExitedException as error:

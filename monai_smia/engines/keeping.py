@@ -44,18 +44,26 @@ class Keeper:
         self.folder = None if folder is None else Path(folder)
         self.complete = False
         self._log = ProgressLog(dict(settings), None if self.shard is None else (self.shard.index, self.shard.count))
-        self._file = None
+        self._file: Path | None = None
         if self.folder is None:
             return
-        refuse_another_division(self.folder, self.shard)
-        if self.shard is None and shard_files(self.folder):
-            self._refuse(self.folder, resume)
-            self._log.progress = merge_folder(self.folder, self._log.settings)
+        if not self.group:
+            self._open(self.folder, resume)
+            return
+        with _all_or_none():
+            self._open(self.folder, resume)
+
+    def _open(self, folder: Path, resume: bool) -> None:
+        """Go on with what the folder holds, see `Keeper`."""
+        refuse_another_division(folder, self.shard)
+        if self.shard is None and shard_files(folder):
+            self._refuse(folder, resume)
+            self._log.progress = merge_folder(folder, self._log.settings)
             self.complete = True
             return
-        self._file = self.folder / (WHOLE_RUN if self.shard is None else f"{self.shard.name}.pt")
+        self._file = folder / (WHOLE_RUN if self.shard is None else f"{self.shard.name}.pt")
         if self._file.exists():
-            self._refuse(self.folder, resume)
+            self._refuse(folder, resume)
             log = read_log(self._file, mend=True)
             refuse_other_settings(log.settings, self._log.settings)
             self._log = log
@@ -151,6 +159,22 @@ class Keeper:
             raise FileExistsError(
                 f"folder: {folder} holds an earlier run; expected an empty folder, or resume=True to go on with it"
             )
+
+
+@contextmanager
+def _all_or_none() -> Iterator[None]:
+    """An error inside it in one process of the group is raised in all, so that none waits for the others in vain."""
+    failed: Exception | None = None
+    try:
+        yield
+    except Exception as error:
+        failed = error
+    found: list[Any] = idist.all_gather((None if failed is None else f"{type(failed).__name__}: {failed}",))
+    if failed is not None:
+        raise failed
+    for rank, (other,) in enumerate(found):
+        if other is not None:
+            raise RuntimeError(f"rank {rank}: {other}")
 
 
 def _packed(log: ProgressLog) -> Any:

@@ -60,3 +60,8 @@ def test_an_evaluator_in_one_pass_reports_no_part_for_the_whole(found: list[dict
 def test_each_process_kept_its_own_batches(found: list[dict[str, Any]], folder: Path) -> None:
     done = {file.name: read_log(file).progress.done for file in (folder / "killed").glob("*.pt")}
     assert done == {"shard-1-of-2.pt": [0, 2, 4], "shard-2-of-2.pt": [1, 3]}
+
+
+def test_what_one_process_refuses_all_refuse(found: list[dict[str, Any]]) -> None:
+    assert ["holds an earlier run" in results["refused"] for results in found] == [True, True]
+    assert found[1]["refused"].startswith("rank 0: FileExistsError: folder:")
