@@ -11,20 +11,17 @@ from typing import Any
 
 import torch
 
-from monai_smia.attacks import Attack, AttackResult, EoT, GaussianNoise
+from monai_smia.attacks import Attack, AttackResult, GaussianNoise
 from monai_smia.export.carried_back import carried_back, input_slope
 from monai_smia.export.fitted_attack import fitted_attack, one_eps
 from monai_smia.export.manifest import IMAGES, Manifest, entry
 from monai_smia.export.native import NativeCase, NativeResult, case_from
-from monai_smia.export.recompression import Recompression
 from monai_smia.export.replay import Approximation
 from monai_smia.export.stored import removed
 from monai_smia.inferers import gradient_inferer
 
 IN_MEMORY, ON_DISK = "in memory", "on disk"
 NAIVE_IN_MEMORY, NAIVE_ON_DISK = "naive, in memory", "naive, on disk"
-SAMPLES = 4
-"""Qualities of JPEG that a gradient is the mean of."""
 
 
 @dataclasses.dataclass
@@ -72,11 +69,8 @@ class CaseMaker:
 
     def _attacked(self, index: int, batch: Any, generator: torch.Generator) -> tuple[Any, AttackResult]:
         case = self._case(index)
-        attack = self._fitted(case)
-        if self.qualities is not None:
-            attack = EoT(attack, Recompression(self.qualities, case.network.quantise), samples=SAMPLES)
-        done = case.attack(attack, generator=generator)
-        target = self.manifest.file.parent / IMAGES / f"{index:04d}_{case.name}{case.stored.suffix}"
+        done = case.attack(self._fitted(case), generator=generator, qualities=self.qualities)
+        target = self.manifest.file.parent / IMAGES / f"{index:0{self._digits()}d}_{case.name}{case.stored.suffix}"
         removed(target)  # of a run that was killed before it noted the case: the same numbers again
         case.stored.write(done.values, target)
         self._written = case, done, target
@@ -137,13 +131,18 @@ class CaseMaker:
         again = dataset.transform({**dataset.data[index], self.manifest.image_key: str(file)})
         batch = self.loader.collate_fn([again])
         inputs, label = self._prepared(batch)
-        still = GaussianNoise(self.attack.loss_function, eps=0.0, criterion=self.attack.criterion)
+        attack = self.attack
+        still = GaussianNoise(attack.loss_function, eps=0.0, criterion=attack.criterion, targeted=attack.targeted)
         seen = still(self.evaluator.network, inputs, label, inferer=self.evaluator.inferer)
         return batch, dataclasses.replace(result, adversarial=inputs, loss=seen.clean_loss, success=seen.clean_success)
 
     def _prepared(self, batch: Any) -> tuple[Any, Any]:
         inputs, label = self.evaluator.prepare_batch(batch, self.evaluator.state.device, False)[:2]
         return inputs, label
+
+    def _digits(self) -> int:
+        """Of the numbers in file names, so that they sort as the data do."""
+        return max(4, len(str(len(self.loader.dataset) - 1)))
 
     def _case(self, index: int) -> NativeCase:
         return case_from(self.evaluator, self.loader, index, self.manifest.image_key, self.bpda, self.as_png)

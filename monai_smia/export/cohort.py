@@ -17,9 +17,9 @@ from monai.utils import CommonKeys
 from monai_smia.attacks import Attack, EoT
 from monai_smia.engines import CaseByCase
 from monai_smia.engines.batches import Failure, named
-from monai_smia.export.case_maker import IN_MEMORY, NAIVE_IN_MEMORY, NAIVE_ON_DISK, ON_DISK, SAMPLES, CaseMaker
-from monai_smia.export.manifest import Manifest
-from monai_smia.export.recompression import Recompression
+from monai_smia.export.case_maker import IN_MEMORY, NAIVE_IN_MEMORY, NAIVE_ON_DISK, ON_DISK, CaseMaker
+from monai_smia.export.manifest import IMAGES, Manifest
+from monai_smia.export.recompression import SAMPLES, Recompression
 from monai_smia.export.replay import Approximation
 from monai_smia.export.stored import removed
 from monai_smia.export.survival import Survival, survival_markdown, survival_of
@@ -93,7 +93,8 @@ def write_cohort(
 
     Raises:
         FileExistsError: when `folder` holds something and `resume` is false, or something else than a cohort.
-        ValueError: when the cohort to go on with is of other images, or made in another way.
+        ValueError: when the cohort to go on with is of other images, or made in another way; with `naive`, for an
+            attack in another norm than Linf.
         TypeError: with `qualities`, for an attack that does not step along gradients.
         RuntimeError: when the first cases all fail alike; in a distributed group, whose processes would write one
             manifest.
@@ -114,6 +115,10 @@ def write_cohort(
         raise FileExistsError(f"folder: {place} holds something; expected {wanted}")
     if qualities is not None:
         EoT(attack, Recompression(qualities), samples=SAMPLES)  # refuses now what it would refuse for every case
+    if naive and float(attack.norm) != float("inf"):
+        raise ValueError(f"naive: expected an attack in Linf, whose budget is the same on both grids; got {attack!r}")
+    for left in (place / IMAGES).glob(".*"):  # of a run that was killed while it wrote
+        removed(left)
     manifest.begin()
     loader = evaluator.data_loader
     evaluator.data_loader = DataLoader(loader.dataset, batch_size=1, num_workers=0, collate_fn=loader.collate_fn)

@@ -15,11 +15,13 @@ from monai.data import MetaTensor, list_data_collate
 from monai.utils import CommonKeys
 from torch import nn
 
-from monai_smia.attacks import BPDA, Attack, AttackResult
+from monai_smia.attacks import BPDA, Attack, AttackResult, EoT, GaussianNoise
 from monai_smia.export.carried_back import extremes_scale, keeps_places, slope_of, with_before
 from monai_smia.export.fitted_attack import fitted_attack, one_eps
 from monai_smia.export.formats import PICTURES, open_stored
+from monai_smia.export.inside_budget import inside_budget
 from monai_smia.export.reaching import has_clip
+from monai_smia.export.recompression import SAMPLES, Recompression
 from monai_smia.export.replay import Approximation, Loaded, ReplayStep, replay
 from monai_smia.export.stored import StoredImage
 from monai_smia.inferers import gradient_inferer
@@ -41,6 +43,7 @@ class NativeNetwork(nn.Module):
         held: Q, on ``(C, *spatial)``.
         inferer: ``inferer(inputs, network)``.
         approximation: what stands in for Q in the backward pass; ``None`` is the identity.
+        device: of f.
     """
 
     def __init__(
@@ -50,8 +53,10 @@ class NativeNetwork(nn.Module):
         held: Callable[[torch.Tensor], torch.Tensor],
         inferer: Callable[..., Any],
         approximation: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        device: torch.device | None = None,
     ) -> None:
         super().__init__()
+        self.device = device
         self.network = network
         self.loaded = loaded
         self.steps: Sequence[ReplayStep] = loaded.steps
@@ -76,6 +81,12 @@ class NativeNetwork(nn.Module):
         other.steps = steps
         return other
 
+    def unrounded(self) -> NativeNetwork:
+        """The same network without Q."""
+        other = copy.copy(self)
+        other._modules = {**self._modules, "quantise": nn.Identity()}
+        return other
+
     def inputs(self, image: torch.Tensor) -> torch.Tensor:
         """The network's input at the file's values, batch axis first.
 
@@ -87,7 +98,7 @@ class NativeNetwork(nn.Module):
         value = MetaTensor(self.quantise(torch.as_tensor(image[0]).as_subclass(torch.Tensor)), meta=self.meta)
         for step in self.steps:
             value = step(value)
-        return value.as_tensor().unsqueeze(0)
+        return value.as_tensor().unsqueeze(0).to(self.device or image.device)
 
 
 @dataclass(frozen=True)
@@ -134,29 +145,62 @@ class NativeCase:
         known = (self.stored.suffix, *PICTURES)
         return next((name[: -len(one)] for one in known if one and name.lower().endswith(one)), name)
 
-    def attack(self, attack: Attack, *, generator: torch.Generator | None = None, **arguments: Any) -> NativeResult:
+    def attack(
+        self,
+        attack: Attack,
+        *,
+        generator: torch.Generator | None = None,
+        qualities: Sequence[int] | None = None,
+        **arguments: Any,
+    ) -> NativeResult:
         """Run an attack whose `eps` is in the file's physical units (HU, grey levels).
 
-        The budget becomes the largest one of whole levels inside `eps`, the bounds what the type can hold, unless the
-        attack has bounds of its own. Where the preprocessing scales by the image's extremes (`ScaleIntensity`), the
-        bounds are also the image's own range: one voxel beyond it would shrink the change of all others. Voxels that a
-        clip hides have a gradient where `eps` can bring them back, see `reached`. Random starts, steps and projections
-        work on real numbers; what the network sees at every step is what the file would hold.
+        In Linf the budget becomes the largest one of whole levels inside `eps`; in L1 and L2 voxels that rounding
+        carries out of it are rounded towards the clean image (`inside_budget`). The bounds are what the type can hold,
+        unless the attack has bounds of its own. Where the preprocessing scales by the image's extremes
+        (`ScaleIntensity`), they are also the image's own range: one voxel beyond it would shrink the change of all
+        others. Voxels that a clip hides have a gradient where `eps` can bring them back, see `reached`. Random starts,
+        steps and projections work on real numbers; what the network sees at every step is what the file would hold.
 
         Args:
             attack: any attack of this package.
             generator: its source of randomness.
+            qualities: ``(lowest, highest)`` of the JPEG that the file will be compressed with again: the attack follows
+                the mean over them, see `Recompression`; loss and success are those of the file.
             arguments: further ones of the attack's call, such as ``mask``.
 
         Raises:
             ValueError: when `eps` is under one level of the file.
         """
-        lattice = self.stored.lattice
-        eps = lattice.whole_levels(one_eps(attack))
+        lattice, eps, norm = self.stored.lattice, one_eps(attack), float(attack.norm)
+        if norm == float("inf"):
+            eps = lattice.whole_levels(eps)
+        network = self.network.reaching(eps)
+        if qualities is not None:
+            attack = EoT(attack, Recompression(qualities, self.network.quantise), samples=SAMPLES)
+            network = network.unrounded()
         fitted = fitted_attack(attack, eps, self._bounds())
-        result = fitted(self.network.reaching(eps), self.image, self.target, generator=generator, **arguments)
-        values = lattice.nearest(result.adversarial[0].as_subclass(torch.Tensor))
+        result = fitted(network, self.image, self.target, generator=generator, **arguments)
+        found, clean = (x[0].as_subclass(torch.Tensor).cpu() for x in (result.adversarial, self.image))
+        values = inside_budget(lattice, found, clean, eps, norm)
+        if qualities is not None or not torch.equal(values, lattice.nearest(found)):
+            result = self._judged(values, fitted, result)
         return NativeResult(values, self.stored.held(values), fitted, result)
+
+    def _judged(self, values: torch.Tensor, attack: Attack, result: AttackResult) -> AttackResult:
+        """The result with loss and success of what is written."""
+        still = GaussianNoise(attack.loss_function, eps=0.0, criterion=attack.criterion, targeted=attack.targeted)
+        seen, clean = (
+            still(self.network, image, self.target) for image in (values.unsqueeze(0).to(self.image.device), self.image)
+        )
+        return dataclasses.replace(
+            result,
+            loss=seen.clean_loss,
+            success=seen.clean_success,
+            clean_loss=clean.clean_loss,
+            clean_success=clean.clean_success,
+            forward_passes=result.forward_passes + 2,
+        )
 
     def _bounds(self) -> tuple[float, float] | None:
         """What the type can hold, and what the image spans where its extremes scale all of it."""
@@ -217,13 +261,17 @@ def case_from(
     same_values(stored, loaded.image, path)
     collate = loader.collate_fn or list_data_collate
     batch = collate([dataset[index]])
-    inputs, target = evaluator.prepare_batch(batch, evaluator.state.device, False)[:2]
+    device = evaluator.state.device
+    inputs, target = evaluator.prepare_batch(batch, device, False)[:2]
     inferer = gradient_inferer(evaluator.inferer)
-    network = NativeNetwork(evaluator.network, loaded, stored.held, inferer, stored.approximation())
-    image = MetaTensor(loaded.image.as_tensor().float(), meta=loaded.image.meta).unsqueeze(0)
+    network = NativeNetwork(evaluator.network, loaded, stored.held, inferer, stored.approximation(), device)
+    image = MetaTensor(loaded.image.as_tensor().float().to(device), meta=loaded.image.meta).unsqueeze(0)
     clean = network.inputs(image) if stored.lossless else loaded.result.unsqueeze(0)
     if inputs.shape != clean.shape or not torch.allclose(
-        torch.as_tensor(inputs), torch.as_tensor(clean), rtol=0, atol=TOLERANCE * float(inputs.abs().max() + 1)
+        torch.as_tensor(inputs).cpu(),
+        torch.as_tensor(clean).cpu(),
+        rtol=0,
+        atol=TOLERANCE * float(inputs.abs().max() + 1),
     ):
         raise ValueError(
             f"preprocessing: replayed from {path.name} it gives another input than the data set: "

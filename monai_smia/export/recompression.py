@@ -15,6 +15,9 @@ from monai_smia.export.soft_jpeg import SoftJPEG
 
 Image, _ = optional_import("PIL.Image")
 
+SAMPLES = 4
+"""Qualities that a gradient is the mean of."""
+
 
 class Recompression:
     r"""What viewers, archives and web pages do to a picture: JPEG of a quality that is not known beforehand.

@@ -9,6 +9,7 @@ from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
@@ -24,6 +25,7 @@ from monai_smia.export.replay import Approximation, replay
 from monai_smia.handlers.batch import CLEAN_SUFFIX
 
 FILE = "filename_or_obj"
+LONGEST_ROW = 1000
 ONE_BY_ONE = threading.Lock()
 """Threads of a `CacheDataset` or a `ThreadDataLoader` write one manifest."""
 
@@ -44,7 +46,8 @@ class SaveAdversariald(MapTransform):
     Args:
         keys: of the images.
         preprocessing: of the data set (``@validate#preprocessing`` in a bundle), without randomness.
-        output_dir: takes ``images`` and ``manifest.json``, a MONAI data list (see `Manifest`).
+        output_dir: takes ``images`` and ``manifest.json``, a MONAI data list (see `Manifest`). It has of an item what a
+            list can hold: files, numbers, names, and rows of at most 1000 of them; not arrays that came without a file.
         attack: for the manifest.
         unit: of the attack's eps, for the manifest.
         seed: for the manifest.
@@ -180,8 +183,12 @@ def _source(value: Any) -> Any:
 
 
 def _is_listed(value: Any) -> bool:
-    """What a data list holds: paths, numbers, names."""
-    return isinstance(value, (str, int, float, bool))
+    """What a data list holds: paths, numbers, names, and short rows of them, such as one-hot labels."""
+    if isinstance(value, (np.ndarray, torch.Tensor)):
+        return value.ndim < 2 and len(np.atleast_1d(np.asarray(value))) <= LONGEST_ROW
+    if isinstance(value, (list, tuple)):
+        return len(value) <= LONGEST_ROW and all(_is_listed(one) for one in value)
+    return isinstance(value, (str, int, float, bool, np.generic))
 
 
 def _new_name(manifest: Manifest, source: Path, suffix: str) -> str:

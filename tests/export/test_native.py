@@ -36,7 +36,8 @@ from threshold_network import Voxels
 
 from monai_smia.attacks import BIM, PGD
 from monai_smia.bundle import open_bundle
-from monai_smia.export import NativeCase, NiftiImage, NotDifferentiableError, native_case
+from monai_smia.export import Lattice, NativeCase, NiftiImage, NotDifferentiableError, native_case
+from monai_smia.export.inside_budget import inside_budget
 from monai_smia.export.replay import replay
 
 KEYS = ["image", "label"]
@@ -281,3 +282,35 @@ def test_a_case_has_the_name_of_its_file(file: str, suffix: str, name: str) -> N
     stored: Any = SimpleNamespace(suffix=suffix)
     nothing: Any = None
     assert NativeCase(Path(file), stored, nothing, None, nothing, nothing).name == name
+
+
+@pytest.mark.parametrize(("norm", "eps"), [(2, 30.0), (2, 100.0), (1, 12.0), (1, 300.0)])
+def test_rounding_stays_in_a_budget_over_all_voxels(files: dict[str, str], norm: int, eps: float) -> None:
+    """And the loss that is told is that of what is written."""
+    case = native_case(evaluator(files, CT), 0)
+    attacked = case.attack(PGD(Voxels(), eps=eps, norm=norm, steps=4), generator=torch.Generator().manual_seed(0))
+    change = (attacked.values - case.stored.values()).double()
+    assert 0 < float(torch.linalg.vector_norm(change.flatten(), norm)) <= eps * (1 + 1e-6)
+    assert torch.equal(case.stored.lattice.nearest(attacked.values), attacked.values)
+    loss = Voxels()(case.network(attacked.values[None]), case.target)
+    assert float(attacked.result.loss) == pytest.approx(float(loss), rel=1e-5)
+    assert float(attacked.result.loss) > float(attacked.result.clean_loss)
+
+
+def test_as_few_voxels_as_it_takes_are_rounded_the_other_way() -> None:
+    generator = torch.Generator().manual_seed(0)
+    lattice = Lattice(0.5, 1.0, -1000, 1000)
+    clean = lattice.values(torch.randint(-50, 50, (1, 9, 8), generator=generator)).float()
+    change = torch.randn(clean.shape, generator=generator)
+    for norm in (1.0, 2.0):
+        eps = float(torch.linalg.vector_norm(change.flatten(), norm))
+        held = inside_budget(lattice, clean + change, clean, eps, norm)
+        assert torch.equal(lattice.nearest(held), held)
+        assert float(torch.linalg.vector_norm((held - clean).flatten(), norm)) <= eps * (1 + 1e-6)
+        differ = held != lattice.nearest(clean + change)
+        assert 0 <= int(differ.sum()) < 20
+        tight = inside_budget(lattice, clean + change, clean, 0.9 * eps, norm)
+        assert int((tight != lattice.nearest(clean + change)).sum()) > int(differ.sum())
+    assert torch.equal(
+        inside_budget(lattice, clean + change, clean, 0.1, float("inf")), lattice.nearest(clean + change)
+    )

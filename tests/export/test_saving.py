@@ -180,3 +180,12 @@ def test_images_of_two_keys_have_one_manifest(items: list[dict[str, Any]], tmp_p
         save(loading(item))
     found = {row.get("t1", row.get("t2")): row["made"]["source"] for row in rows_of(tmp_path / "out")}
     assert found == {"images/ct.nii.gz": first, "images/ct_2.nii.gz": second, "images/ct_3.nii.gz": third}
+
+
+def test_labels_of_every_kind_are_listed(items: list[dict[str, Any]], tmp_path: Path) -> None:
+    attack = FGSM(LOSS, eps=0.005, bounds=(0.0, 1.0))
+    data = AdversarialAttackd("image", attack, Bright())(PREPROCESSING(items[0]))
+    labels = {"hot": torch.tensor([0.0, 1.0]), "grades": [1, 2], "age": np.float32(0.5), "map": torch.zeros(1, 5, 4, 3)}
+    SaveAdversariald("image", PREPROCESSING, tmp_path / "out").save({**data, **labels}, attack, 0)
+    (row,) = rows_of(tmp_path / "out")
+    assert {name: row.get(name) for name in labels} == {"hot": [0.0, 1.0], "grades": [1, 2], "age": 0.5, "map": None}
