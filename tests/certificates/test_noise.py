@@ -13,6 +13,7 @@ from monai.inferers import SlidingWindowInferer
 from oracles import LinearMargin, VoxelMargin
 from scipy.stats import beta
 from torch import nn
+from tqdm.auto import tqdm
 
 from monai_smia.certificates import ABSTAIN, binomial_tail, certify, lower_confidence_bound
 
@@ -128,6 +129,7 @@ def test_probabilities_of_several_labels_are_decisions_each() -> None:
 
 
 def test_the_bar_counts_every_pass(capsys: pytest.CaptureFixture[str]) -> None:
+    getattr(tqdm, "_instances", set()).clear()  # below a bar that another test left open this one would not stay
     quiet(LinearMargin(SHAPE), torch.zeros(2, *SHAPE), samples=30, first_samples=20, progress=True)
     assert "100/100" in capsys.readouterr().err
 
