@@ -93,6 +93,7 @@ class AttackEvaluator(SupervisedEvaluator):
         self._metric_names: list[str] = []
         self._recorder = CaseRecorder(image_key, intensity)
         self._raw: Any = None
+        self._bar = tqdm(disable=True)
         self._savers = image_savers(kwargs.get("postprocessing"))
         with beside_the_clean(self._savers, ""):  # refuses what it cannot move
             pass
@@ -101,12 +102,14 @@ class AttackEvaluator(SupervisedEvaluator):
         self.add_event_handler(Events.STARTED, self._start)
         self.add_event_handler(Events.ITERATION_STARTED, self._keep_batch)
         self.add_event_handler(Events.ITERATION_COMPLETED, self._attack_all)
-        self.add_event_handler(Events.COMPLETED, self._finish)
 
     def run(self, global_epoch: int = 1) -> None:
         """Evaluate, as `SupervisedEvaluator` does; also again after a run that failed."""
         self._internal_run_generator = None  # of a run that failed: ignite would go on with it, and do nothing
-        super().run(global_epoch)
+        try:
+            super().run(global_epoch)
+        finally:
+            self._bar.close()  # also after an error: the next bar would be drawn below it
 
     def report(self) -> RobustnessReport:
         """Clean and adversarial metrics of the last run, aggregated and case by case.
@@ -189,6 +192,3 @@ class AttackEvaluator(SupervisedEvaluator):
         self.state.attack_name, self.state.attack_result = name, result
         self.fire_event(AttackEvents.ATTACK_COMPLETED)
         self._bar.update()
-
-    def _finish(self, engine: Any) -> None:
-        self._bar.close()

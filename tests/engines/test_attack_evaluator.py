@@ -18,6 +18,7 @@ from monai.bundle import ConfigParser
 from monai.data import FolderLayoutBase
 from monai.handlers import CheckpointSaver, MetricsSaver, StatsHandler, TensorBoardStatsHandler
 from monai.transforms import Compose, SaveImage, SaveImaged
+from tqdm.auto import tqdm
 
 from monai_smia.attacks import BIM
 from monai_smia.engines import AttackEvaluator, evaluate_robustness
@@ -219,6 +220,14 @@ def test_a_failure_in_an_attack_leaves_the_key_metric_clean() -> None:
             evaluator, {"first": task.attacks()["bim"], "second": task.attacks()["bim"]}, progress=False
         )
     assert evaluator.state.best_metric == clean
+
+
+def test_a_run_that_failed_leaves_no_bar_open() -> None:
+    task = Task()
+    evaluator = one_pass(task, network=networks.Failing(task.network(), 5), progress=True)
+    with pytest.raises(KeyboardInterrupt):
+        evaluator.run()
+    assert evaluator._bar not in tqdm._instances
 
 
 BUNDLE = {
