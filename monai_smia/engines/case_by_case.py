@@ -17,6 +17,7 @@ from monai.utils import CommonKeys
 from tqdm.auto import tqdm
 
 from monai_smia.attacks import Attack, AttackResult
+from monai_smia.certificates import TooFewSamples
 from monai_smia.engines.alone import alone, without_wrapper
 from monai_smia.engines.batches import Failure, Planned, count, plan
 from monai_smia.engines.case_run import Watcher, run_batch
@@ -80,6 +81,7 @@ class CaseByCase:
             shards; when shards to merge are missing, unfinished, or not of one evaluation; when `shard` is no share, or
             a metric cannot be shared out.
         FileExistsError: when `folder` holds the progress of an earlier run and `resume` is false.
+        OptionalImportError: with `certify`, without scipy.
     """
 
     def __init__(
@@ -145,6 +147,7 @@ class CaseByCase:
             one that is finished last that of all. In a distributed group every process gives that of all.
 
         Raises:
+            TooFewSamples: when `certify` has too few samples for the first case.
             RuntimeError: when all of the first cases fail alike, which no other case will mend; in a distributed group
                 in every process when one of them fails.
         """
@@ -245,15 +248,17 @@ class CaseByCase:
             if self.prepare is not None:
                 batch = self.prepare(batch)
             chosen = self._doubted(batch, record)
+            run, started = CERTIFIED, time.perf_counter()  # before the attacks: what it refuses costs one prediction
+            part.certificates = self._certified(batch, names)
+            if part.certificates:
+                seconds[CERTIFIED] = time.perf_counter() - started
             for run in (CLEAN, *self.attacks):
                 started = time.perf_counter()
                 part.states[run] = self._run(run, batch, record, recorder, chosen)
                 seconds[run] = time.perf_counter() - started
-            run, started = CERTIFIED, time.perf_counter()
-            part.certificates = self._certified(batch, names)
-            if part.certificates:
-                seconds[CERTIFIED] = time.perf_counter() - started
         except Exception as error:
+            if isinstance(error, TooFewSamples) and not self.state.names:
+                raise  # the same for the next case: the arguments are wrong, and not this case
             for watcher in self.watchers:
                 watcher.drop()
             return Failure.of(", ".join(names), run, error)
