@@ -19,7 +19,7 @@ def as_cases(cases: Cases) -> int | tuple[str, ...] | None:
     """A number, or file names with or without suffix, which may hold ``*``; a string of digits is a number.
 
     Raises:
-        BundleError: for a number below 1 or for no name.
+        BundleError: for anything but a whole number of at least 1, or names.
 
     Example:
         >>> as_cases("20"), as_cases("spleen_10, spleen_2*")
@@ -29,9 +29,11 @@ def as_cases(cases: Cases) -> int | tuple[str, ...] | None:
         return None
     if isinstance(cases, str):
         cases = int(cases) if cases.strip().isdigit() else [name.strip() for name in cases.split(",") if name.strip()]
-    if isinstance(cases, bool) or (isinstance(cases, int) and cases < 1) or not cases:
+    several = isinstance(cases, (list, tuple)) and all(isinstance(name, str) and name.strip() for name in cases)
+    number = isinstance(cases, int) and not isinstance(cases, bool) and cases >= 1
+    if not number and not (several and cases):
         raise BundleError(f"cases: expected a number of at least 1, or file names; got {cases!r}")
-    return cases if isinstance(cases, int) else tuple(str(name) for name in cases)
+    return cases if isinstance(cases, int) else tuple(cases)
 
 
 def limited(dataset: Any, cases: int | tuple[str, ...] | None) -> Any:

@@ -291,7 +291,13 @@ def as_overrides(parser: ConfigParser, root: Path, given: Mapping[str, Any]) -> 
 
 
 def absolute_folder(folder: str | Path) -> str:
-    """Absolute, because the working folder will be the bundle."""
+    """The folder of the data, absolute, because the working folder will be the bundle.
+
+    Raises:
+        BundleError: when it is not there.
+    """
+    if not Path(folder).expanduser().exists():
+        raise BundleError(f"dataset_dir: expected the folder of the data; {str(folder)!r} does not exist")
     return f"{Path(folder).expanduser().absolute()}{'/' if str(folder).endswith('/') else ''}"
 
 
