@@ -210,6 +210,7 @@ def evaluate_under_attack(
         diagnose=diagnose,
         progress=progress,
     )
+    keeper.known(run.state.names)
     report = run.concluded(dataclasses.replace(run.run(), attacks=grid.described()))
     if not run.complete:
         return Outcome(report, run.failures, folder, None, tuple(missing_shards(progress_folder)))

@@ -8,24 +8,36 @@ import enum
 import functools
 import hashlib
 import inspect
+import logging
 import random
 import re
 import types
+import weakref
 from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import PurePath
 from typing import Any
 
 import numpy as np
 import torch
-from monai.data import MetaTensor
+from ignite.engine import Engine
+from ignite.metrics import Metric
+from monai.data import ImageReader, MetaTensor
+from monai.metrics import Cumulative
 from monai.transforms import Randomizable, Transform
 from torch.nn.parameter import is_lazy
+from torch.utils.data import DataLoader
 
 LIBRARIES = ("monai", "torch", "ignite", "numpy", "monai_smia", "torchvision", "scipy", "builtins", "functools", "abc",
              "typing", "collections", "enum")  # fmt: skip
 """Their classes are told by name: their code changes with their version, which `fingerprint.versions` has."""
 
-VOLATILE = (np.random.RandomState, np.random.Generator, torch.Generator, random.Random)
+VOLATILE = (np.random.RandomState, np.random.Generator, torch.Generator, random.Random, Engine, DataLoader,
+            logging.Logger, weakref.ReferenceType)  # fmt: skip
+"""Told by their class alone: random states, and what a part is used by."""
+
+CHANGING = (torch.nn.Module, Randomizable, Metric, Cumulative, ImageReader)
+"""They keep what they compute beside what they are made of."""
+
 _ADDRESS = re.compile(r"0x[0-9a-fA-F]{6,}")
 
 
@@ -39,8 +51,8 @@ def described(value: Any) -> str:
 
     An object is its class and its state, all the way down; arrays and tensors are their type, shape and SHA-256; a
     function is its name, its code and what it closes over. Classes that belong to none of the usual libraries come with
-    their code. Of modules and of random transforms only the arguments of their constructors and the parts that
-    they are made of count, because the rest changes while they work; random states never count.
+    their code. Of modules, metrics, readers and random transforms only the arguments of their constructors and the
+    parts that they are made of count, because the rest changes while they work; random states never count.
 
     Args:
         value: transforms, inferers, losses, attacks, configurations.
@@ -209,7 +221,7 @@ def _state(value: Any) -> Iterator[tuple[str, Any]]:
                 found[name] = getattr(value, name)
     if dataclasses.is_dataclass(value):
         found |= {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
-    changes = isinstance(value, (torch.nn.Module, Randomizable)) and not dataclasses.is_dataclass(value)
+    changes = isinstance(value, CHANGING) and not dataclasses.is_dataclass(value)
     asked = set(_arguments(kind)) if changes else set()
     for name, item in found.items():
         if name in cached or isinstance(item, (*VOLATILE, types.ModuleType)) or (name == "training" and changes):

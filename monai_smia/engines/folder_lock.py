@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import logging
 import os
 import socket
 import sys
@@ -15,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+LOG = logging.getLogger(__name__)
 NAME = ".monai-smia.lock"
 _WITHOUT = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTTY)
 """What file systems say that know no locks."""
@@ -122,7 +124,7 @@ def _locked(stream: Any, shared: bool) -> bool:
             return False
         if error.errno not in _WITHOUT:
             raise
-        print(f"monai-smia: {stream.name} cannot be locked ({error.strerror}); let one run at a time", file=sys.stderr)
+        LOG.warning("monai-smia: %s cannot be locked (%s); let one run at a time", stream.name, error.strerror)
     return True
 
 
