@@ -78,11 +78,16 @@ class FolderLock:
         self._leave()
 
     def _take(self, file: Path, shared: bool) -> None:
+        waits = iter([0.05] * 20 if shared else ())  # a shard that leaves holds all of it for a moment
         while True:
             self.folder.mkdir(parents=True, exist_ok=True)  # a holder that leaves may take it away
             stream = open(file, "a+b", buffering=0)  # noqa: SIM115 - held until the end of the run
             try:
                 if not _locked(stream, shared):
+                    if (wait := next(waits, None)) is not None:
+                        stream.close()
+                        time.sleep(wait)
+                        continue
                     raise FolderInUse(f"out: {self.folder} is in use by {_holder(file)}; expected one run at a time")
                 if _is_at(stream, file):
                     break

@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import ignite.distributed as idist
 
@@ -25,6 +27,9 @@ from monai_smia.engines.shards import (
     refuse_another_division,
     shard_files,
 )
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class Keeper:
@@ -107,8 +112,8 @@ class Keeper:
         """Of the cases' files, those that other shards know included."""
         if self.folder is None:
             return FileDigests()
-        own = "digests.json" if self.shard is None else f"{self.shard.name}-digests.json"
-        return FileDigests(self.folder / own, [file for file in sorted(self.folder.glob("*digests.json"))])
+        own = ".monai-smia-digests.json" if self.shard is None else f".monai-smia-{self.shard.name}-digests.json"
+        return FileDigests(self.folder / own, sorted(self.folder.glob(".monai-smia-*digests.json")))
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -243,6 +248,30 @@ def hold(folder: Path, shard: Shard | None) -> Iterator[None]:
         else:
             stack.enter_context(lock)
         yield
+
+
+def holding(name: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """A decorator: the folder in the argument of this name is the call's while it lasts, see `hold`.
+
+    With an argument ``shard``, or in a distributed group, it is that shard's.
+    """
+
+    def decorated(function: Callable[P, R]) -> Callable[P, R]:
+        signature = inspect.signature(function)
+
+        @functools.wraps(function)
+        def held(*args: P.args, **kwargs: P.kwargs) -> R:
+            bound = signature.bind(*args, **kwargs)
+            bound.apply_defaults()
+            given = bound.arguments.get("shard")
+            shared = "shard" in signature.parameters
+            shard = Shard.of(given) if given is not None else group_shard() if shared else None
+            with hold(Path(bound.arguments[name]).absolute(), shard):
+                return function(*args, **kwargs)
+
+        return held
+
+    return decorated
 
 
 def _packed(log: ProgressLog) -> Any:

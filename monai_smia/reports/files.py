@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,13 +20,34 @@ class OutputFault(OSError):
 
 @contextlib.contextmanager
 def writing(path: str | Path) -> Iterator[None]:
-    """Whatever the system refuses inside it is an `OutputFault`; that something is there already is none."""
+    """Whatever the system refuses inside it is an `OutputFault`.
+
+    That something is there already is none, nor an error about a file elsewhere, such as one that is read meanwhile. An
+    error without a number, which libraries raise, is one only where the disk is full.
+    """
     try:
         yield
     except (FileExistsError, OutputFault):
         raise
     except OSError as error:
+        elsewhere = error.filename is not None and not _is_below(error.filename, Path(path).absolute().parent)
+        if elsewhere or (error.errno is None and not _is_full(Path(path).absolute().parent)):
+            raise
         raise OutputFault(error.errno, error.strerror or str(error), str(error.filename or path)) from error
+
+
+def _is_below(name: str | bytes | int, folder: Path) -> bool:
+    if isinstance(name, int):
+        return True
+    place = Path(os.path.abspath(os.fsdecode(name)))
+    return place.is_relative_to(folder) or folder.is_relative_to(place)
+
+
+def _is_full(folder: Path) -> bool:
+    try:
+        return shutil.disk_usage(folder).free < 1 << 20
+    except OSError:
+        return False
 
 
 def write_whole(path: str | Path, content: str | bytes, overwrite: bool = False) -> None:
