@@ -185,7 +185,7 @@ def _check_copies(manifest: Manifest, state: Progress) -> None:
     Raises:
         FileExistsError: naming the first that is not.
     """
-    rows = {os.path.abspath(row[MADE]["source"]): row for row in manifest.read()}
+    rows = {os.path.abspath(row[MADE]["source"]): row for row in manifest.read() if manifest.image_key in row}
     gone = []
     for number, record in state.records.items():
         for name in (name for part in record.parts for name in part.names):

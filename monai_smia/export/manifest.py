@@ -153,15 +153,14 @@ class Manifest:
         Raises:
             ValueError: when it does not.
         """
-        copy = row.get(self.image_key) if isinstance(row, dict) else None
-        made = row.get(MADE) if isinstance(row, dict) else None
+        if not isinstance(row, dict):
+            row = {}
+        made = row.get(MADE)
         parts = made.get(PARTS, {}) if isinstance(made, dict) else None
-        names = [*parts] if isinstance(parts, dict) else [""]
-        inside = (
-            isinstance(copy, str)
-            and copy.startswith(f"{IMAGES}/")
-            and all(re.fullmatch(r"(?!\.{1,2}$)[^/\\]+", name) for name in (copy.removeprefix(f"{IMAGES}/"), *names))
-        )
+        copy = row.get(self.image_key, f"{IMAGES}/another key's")
+        inside = isinstance(copy, str) and copy.startswith(f"{IMAGES}/") and isinstance(parts, dict)
+        names = (str(copy).removeprefix(f"{IMAGES}/"), *(parts or ()))
+        inside = inside and all(re.fullmatch(r"(?!\.{1,2}$)[^/\\]+", name) for name in names)
         told = isinstance(made, dict) and all(isinstance(made.get(key), str) for key in ("source", "sha256"))
         if not inside or not told:
             raise ValueError(

@@ -31,6 +31,10 @@ class OwnFiles:
         self.folder = folder
         self._record = folder / record
 
+    def exists(self) -> bool:
+        """Whether anything is remembered."""
+        return self._record.is_file()
+
     def refuse_links(self, *names: str) -> None:
         """Folders of ours, where they exist, are folders: a link would lead out.
 
