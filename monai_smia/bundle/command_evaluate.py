@@ -28,6 +28,7 @@ def evaluate(
     weights: str | None = None,
     out: str | None = None,
     resume: bool = False,
+    retry_failed: bool = False,
     shard: Any = None,
     configs: Any = None,
     device: str | None = None,
@@ -65,6 +66,7 @@ def evaluate(
         weights: file of the weights, if not models/model.pt.
         out: folder of the report; robustness/NAME here where nothing else is said.
         resume: go on with an evaluation that was interrupted.
+        retry_failed: go on, and try the cases again that failed.
         shard: i/n, the i-th of n shares of the cases, from 1; all have the same --out, and the last makes the report.
         configs: names of configuration files, if others than the bundle's usual ones.
         device: such as cpu or cuda:0.
@@ -79,7 +81,11 @@ def evaluate(
             {"PGD": {"goal": {"_target_": "monai_smia.attacks.ShiftVolume", "structure": 1, "by": 0.3}}}.
         more: arguments of attacks (--norm 2) and ids of the bundle's configuration (--validate#inferer#overlap 0.5).
     """
-    call = {name: value for name, value in locals().items() if name not in ("out", "resume", "shard", "more")}
+    call = {
+        name: value
+        for name, value in locals().items()
+        if name not in ("out", "resume", "retry_failed", "shard", "more")
+    }
     fields = {field for fields in known_attacks().values() for field in fields}
     shared = {name: value for name, value in more.items() if name in fields}
     overrides = {name: value for name, value in more.items() if name not in fields}
@@ -108,6 +114,7 @@ def evaluate(
         common: dict[str, Any] = {
             "out": place,
             "resume": resume,
+            "retry_failed": retry_failed,
             "shard": shard,
             "seed": seed,
             "certify": None if certify is None else _certify(certify, certify_samples),

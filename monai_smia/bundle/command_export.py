@@ -24,6 +24,7 @@ def export(
     weights: str | None = None,
     out: str | None = None,
     resume: bool = False,
+    retry_failed: bool = False,
     naive: bool = False,
     qualities: Any = None,
     as_png: bool = False,
@@ -51,6 +52,7 @@ def export(
         weights: file of the weights, if not models/model.pt.
         out: folder of the copies; adversarial/NAME here where nothing else is said.
         resume: go on with an export that was interrupted.
+        retry_failed: go on, and try the cases again that failed.
         naive: show beside it what is left of an attack on the network's input that is rounded afterwards.
         qualities: lowest,highest of JPEG that the attack shall outlast, such as 50,95; for pictures.
         as_png: write copies of JPEG files as PNG, without loss.
@@ -81,6 +83,7 @@ def export(
             seed=seed,
             out=place,
             resume=resume,
+            retry_failed=retry_failed,
             naive=naive,
             qualities=qualities,
             as_png=as_png,

@@ -43,6 +43,7 @@ def export_cohort(
     seed: int = 0,
     out: str | Path = "adversarial",
     resume: bool = False,
+    retry_failed: bool = False,
     progress: bool = True,
     **shared: Any,
 ) -> Cohort:
@@ -60,7 +61,7 @@ def export_cohort(
         bpda: see `monai_smia.export.native_case`.
         qualities, naive, as_png: see `monai_smia.export.write_cohort`.
         intensity: physical unit of the network's input, for the report.
-        image_key, label_key, seed, resume, progress: see `monai_smia.export.write_cohort`.
+        image_key, label_key, seed, resume, retry_failed, progress: see `monai_smia.export.write_cohort`.
         out: folder of the copies.
         shared: further arguments of the attack, if it has them.
 
@@ -101,6 +102,7 @@ def export_cohort(
         unit=budget.unit,
         seed=seed,
         resume=resume,
+        retry_failed=retry_failed,
         progress=progress,
     )
 

@@ -13,6 +13,7 @@ from typing import Any
 from monai_smia.engines.batches import Failure
 from monai_smia.reports import CaseView, Reading, RobustnessReport, report_markdown, write_page
 from monai_smia.reports.files import write_whole
+from monai_smia.reports.own_files import OwnFiles
 from monai_smia.reports.view_files import load_view, save_view
 
 FILES = ("report.html", "report.json", "report.md", "cases.csv", "about.json")
@@ -89,6 +90,7 @@ def write_again(folder: str | Path) -> Path:
         The page.
 
     Raises:
+        FileExistsError: when one of the files is not what this program wrote.
         FileNotFoundError: when the folder holds no report.
     """
     folder = Path(folder)
@@ -96,17 +98,20 @@ def write_again(folder: str | Path) -> Path:
         raise FileNotFoundError(f"folder: expected the output of an evaluation, with report.json; got {folder}")
     about = folder / "about.json"
     stored: dict[str, Any] = json.loads(about.read_text(encoding="utf-8")) if about.is_file() else {}
-    return write_report(
-        folder,
-        RobustnessReport.load(folder / "report.json"),
-        views=[load_view(folder / "views" / name) for name in stored.get("views", ())],
-        about=stored.get("about"),
-        failures=[Failure(**failure) for failure in stored.get("failures", ())],
-        findings=stored.get("findings"),
-        title=stored.get("title", "Robustness to adversarial attacks"),
-        reading=Reading(names=stored.get("names", {})),
-        overwrite=True,
-    )
+    arguments: dict[str, Any] = {
+        "views": [load_view(folder / "views" / name) for name in stored.get("views", ())],
+        "about": stored.get("about"),
+        "failures": [Failure(**failure) for failure in stored.get("failures", ())],
+        "findings": stored.get("findings"),
+        "title": stored.get("title", "Robustness to adversarial attacks"),
+        "reading": Reading(names=stored.get("names", {})),
+    }
+    report, own = RobustnessReport.load(folder / "report.json"), OwnFiles(folder)
+    if not own.exists():  # the files alone, without the run
+        return write_report(folder, report, overwrite=True, **arguments)
+    with own.replacing() as made:
+        write_report(made, report, **arguments)
+    return folder / "report.html"
 
 
 def _write_curve(folder: Path, report: RobustnessReport, overwrite: bool) -> None:

@@ -3,14 +3,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from torch.utils.data import BatchSampler, DataLoader, IterableDataset
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset, Subset, TensorDataset
 
+from monai_smia.engines.faults import MachineFault, is_mistake, of_machine, one_line
 from monai_smia.handlers.batch import case_files
+
+LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,19 @@ class Planned:
     name: Callable[[int], str] = str
 
 
+def failure_of(case: str, stage: str, error: Exception) -> Failure:
+    """The failure of a case; an error in the program comes with its traceback on stderr, others in debugging.
+
+    Raises:
+        MachineFault: for an error that is not the case's.
+    """
+    if of_machine(error):
+        raise MachineFault(f"{case} ({stage}): {one_line(root_cause(error))}") from error
+    level = logging.ERROR if is_mistake(root_cause(error)) else logging.DEBUG
+    LOG.log(level, "%s (%s): failed", case, stage, exc_info=error)
+    return Failure.of(case, stage, error)
+
+
 def plan(loader: Any, image_key: str) -> Iterator[Planned]:
     """Every batch of a loader, in the order of its dataset where it has one, whatever its sampler says.
 
@@ -76,7 +93,7 @@ def plan(loader: Any, image_key: str) -> Iterator[Planned]:
             try:
                 items.append(dataset[index])
             except Exception as error:
-                failures.append(Failure.of(named(dataset, index, image_key), "loading", error))
+                failures.append(failure_of(named(dataset, index, image_key), "loading", error))
         return (collate(items) if items else None), failures
 
     sampler = BatchSampler(range(len(dataset)), loader.batch_size, loader.drop_last)
@@ -117,6 +134,17 @@ def named(dataset: Any, index: int, image_key: str) -> str:
         return str(file) if isinstance(file, (str, bytes)) or hasattr(file, "__fspath__") else str(index)
     except Exception:
         return str(index)
+
+
+def item_of(dataset: Any, index: int) -> Any:
+    """What a dataset makes a case of: the entry of its data list; ``None`` where it does not tell."""
+    while isinstance(dataset, Subset):
+        dataset, index = dataset.dataset, int(dataset.indices[index])
+    data = dataset if isinstance(dataset, (list, tuple, TensorDataset)) else getattr(dataset, "data", None)
+    try:
+        return data[index] if len(data) == len(dataset) else None  # type: ignore[arg-type, index]
+    except (TypeError, KeyError, IndexError):  # no list
+        return None
 
 
 def root_cause(error: BaseException) -> BaseException:

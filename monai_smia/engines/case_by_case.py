@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import logging
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -19,9 +18,11 @@ from tqdm.auto import tqdm
 from monai_smia.attacks import Attack, AttackResult
 from monai_smia.certificates import TooFewSamples
 from monai_smia.engines.alone import alone, without_wrapper
-from monai_smia.engines.batches import Failure, Planned, count, plan
+from monai_smia.engines.batches import Failure, Planned, count, failure_of, plan
 from monai_smia.engines.case_run import Watcher, run_batch
+from monai_smia.engines.contents import Contents, kept_contents
 from monai_smia.engines.diagnosis import concluded, doubted, examined
+from monai_smia.engines.evaluator_fingerprint import evaluator_parts
 from monai_smia.engines.guards import RECORDING, loaders, refuse_savers, without_handlers, without_saving_images
 from monai_smia.engines.keeping import Keeper
 from monai_smia.engines.progress import Part, Progress, Record
@@ -43,15 +44,14 @@ Made = Callable[[str, Any, Any, torch.Generator], tuple[Any, AttackResult]]
 CERTIFIED = "certificates"
 """Stage and time of what is no run of the evaluator."""
 
-HOPELESS = 3
-"""So many first cases that fail alike end a run."""
-
 
 class CaseByCase:
     """Runs an evaluator batch by batch, clean and under each attack, and keeps each batch as soon as it is done.
 
     The numbers are those of `evaluate_robustness`. A batch that fails is tried case by case; a case that fails, in
-    loading, in the network, in an attack or in a metric, is noted and left out of every run, and the others go on.
+    loading, in the network, in an attack or in a metric, is noted and left out of every run, and the others go on. A
+    fault of the machine stops the run, see `monai_smia.engines.faults`. A run is gone on with only by its like, see
+    `monai_smia.engines.evaluator_fingerprint`, and while the files of the cases done are what they were.
 
     The batches may be shared out, to the tasks of a job array (`shard`) or to the processes of a distributed group,
     which take a shard each. A batch is the same whoever evaluates it, with the same cases and the same seed, and so are
@@ -66,6 +66,7 @@ class CaseByCase:
         folder: where the progress is kept (``progress.pt``, or ``shard-<i>-of-<n>.pt``); ``None`` for nowhere.
         settings: what the run is made of, name to text; a run is resumed only by one of the same settings.
         resume: go on with what `folder` holds; if these are finished shards, and `shard` is not given, merge them.
+        retry_failed: go on, and try the cases again that failed, with all of their batch.
         shard: ``"i/n"``, the i-th of n equal shares, counted from 1; ``None`` for all batches, or in a distributed
             group for the share of this process.
         fitted: gives an attack what depends on the batch.
@@ -82,6 +83,8 @@ class CaseByCase:
             a metric cannot be shared out.
         FileExistsError: when `folder` holds the progress of an earlier run and `resume` is false.
         OptionalImportError: with `certify`, without scipy.
+        FolderInUse: in `run`, when another run writes into `folder`.
+        MachineFault: in `run`, when the machine fails.
     """
 
     def __init__(
@@ -98,6 +101,7 @@ class CaseByCase:
         folder: str | Path | None = None,
         settings: Mapping[str, str] | None = None,
         resume: bool = False,
+        retry_failed: bool = False,
         shard: Any = None,
         fitted: Fitted | None = None,
         prepare: Callable[[Any], Any] | None = None,
@@ -126,7 +130,11 @@ class CaseByCase:
         self._tally = Tally(evaluator)
         batches = {} if (number := count(evaluator.data_loader)) is None else {"batches": str(number)}
         made_of = {**(settings or {}), "attacks of the run": ", ".join(self.attacks), **batches}
-        self._keeper = Keeper(folder, made_of, shard, resume)
+        if folder is not None:
+            keys = {"keys": [image_key, label_key, mask_key], "certificates": self.certify, "seed of the run": seed}
+            made_of |= evaluator_parts(evaluator, self.attacks, keys)
+        self._keeper = Keeper(folder, made_of, shard, resume, retry_failed)
+        self._contents = Contents(evaluator.data_loader, self._keeper.digests(), image_key)
         self._tally.know([entries for run in (CLEAN, *self.attacks) for entries in self.state.states(run)])
 
     @property
@@ -150,8 +158,10 @@ class CaseByCase:
             TooFewSamples: when `certify` has too few samples for the first case.
             RuntimeError: when all of the first cases fail alike, which no other case will mend; in a distributed group
                 in every process when one of them fails.
+            ValueError: when files of cases done are not what they were.
         """
-        with self._keeper.together(), alone(), without_wrapper(self.evaluator):
+        with self._keeper.together(), self._keeper.held(), alone(), without_wrapper(self.evaluator):
+            self._contents.refuse_others(self.state.records.values())
             for load in self._weights:
                 load(self.evaluator)
             if not self._keeper.complete:
@@ -174,6 +184,7 @@ class CaseByCase:
                     self._evaluate(planned)
                     bar.update()
                     self._give_up()
+        self._contents.save()
         self._keeper.finish(batches)
 
     @property
@@ -205,18 +216,15 @@ class CaseByCase:
         """Stop where nothing but the same error has come, be its numbers each case's own."""
         if self._some:
             return
-        failed = [(failure.stage, failure.error) for failure in self.state.failures if failure.stage != "loading"]
-        alike = {(stage, re.sub(r"[\d.]+", "", error)) for stage, error in failed}
         self._some = any(record.parts for record in self.state.records.values())
-        if not self._some and len(failed) >= HOPELESS and len(alike) == 1:
+        if not self._some and (words := self.state.all_alike()):
             self._keeper.forget()
-            raise RuntimeError(
-                f"{failed[0][0]}: the first {len(failed)} cases all failed; the first with {failed[0][1]}"
-            )
+            raise RuntimeError(words)
 
     def _evaluate(self, planned: Planned) -> None:
         """One batch; if it fails as a whole, its cases one by one."""
         record = Record(planned.number)
+        contents = {} if self._keeper.folder is None else self._contents.of_all(planned.indices)
         batch, failures = planned.load(planned.indices)
         record.failures += failures
         if batch is not None and (failure := self._all_runs(batch, planned, record)) is not None:
@@ -227,12 +235,15 @@ class CaseByCase:
                         record.failures.append(failure)
             else:
                 record.failures.append(failure)
+        record.contents = kept_contents(contents, record, planned.name)
         if self._tally.carried and self._keeper.shard is not None:
             raise ValueError(
                 f"shard: {', '.join(self._tally.carried)} does not add up over batches; expected an evaluation in one "
                 "piece, or other metrics"
             )
         self._keeper.keep(record)
+        for watcher in self.watchers:
+            watcher.noted()
 
     def _all_runs(self, batch: Any, planned: Planned, record: Record, index: int | None = None) -> Failure | None:
         """Every run of a batch, or of one of its cases, kept if none fails."""
@@ -261,7 +272,7 @@ class CaseByCase:
                 raise  # the same for the next case: the arguments are wrong, and not this case
             for watcher in self.watchers:
                 watcher.drop()
-            return Failure.of(", ".join(names), run, error)
+            return failure_of(", ".join(names), run, error)
         part.rows = recorder.rows
         record.parts.append(part)
         for watcher in self.watchers:

@@ -28,6 +28,9 @@ class Watcher(Protocol):
     def drop(self) -> None:
         """A run of the batch failed."""
 
+    def noted(self) -> None:
+        """What was kept last is in the log: a kill cannot lose it any more."""
+
 
 @dataclass
 class Seen:

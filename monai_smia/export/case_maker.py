@@ -17,8 +17,8 @@ from monai_smia.export.fitted_attack import fitted_attack, one_eps
 from monai_smia.export.manifest import IMAGES, Manifest, entry
 from monai_smia.export.native import NativeCase, NativeResult, case_from
 from monai_smia.export.replay import Approximation
-from monai_smia.export.stored import removed
 from monai_smia.inferers import gradient_inferer
+from monai_smia.reports.own_files import temporary_folder
 
 IN_MEMORY, ON_DISK = "in memory", "on disk"
 NAIVE_IN_MEMORY, NAIVE_ON_DISK = "naive, in memory", "naive, on disk"
@@ -70,16 +70,14 @@ class CaseMaker:
     def _attacked(self, index: int, batch: Any, generator: torch.Generator) -> tuple[Any, AttackResult]:
         case = self._case(index)
         done = case.attack(self._fitted(case), generator=generator, qualities=self.qualities)
-        target = self.manifest.file.parent / IMAGES / f"{index:0{self._digits()}d}_{case.name}{case.stored.suffix}"
-        removed(target)  # of a run that was killed before it noted the case: the same numbers again
-        case.stored.write(done.values, target)
-        self._written = case, done, target
-        self.manifest.add(
-            entry(
+        with temporary_folder(self.manifest.file.parent / IMAGES) as place:
+            made = place / f"{index:0{self._digits()}d}_{case.name}{case.stored.suffix}"
+            case.stored.write(done.values, made)
+            row = entry(
                 self.loader.dataset.data[index],
                 self.manifest.image_key,
                 case.path,
-                target,
+                made,
                 done.attack,
                 unit=self.unit,
                 seed=self.seed,
@@ -87,7 +85,7 @@ class CaseMaker:
                 clean_loss=float(done.result.clean_loss),
                 loss=float(done.result.loss),
             )
-        )
+            self._written = case, done, self.manifest.publish(row, made)
         inputs = case.network.inputs(done.values.unsqueeze(0)).detach()
         return {**batch, self.manifest.image_key: inputs}, dataclasses.replace(done.result, adversarial=inputs)
 
