@@ -51,7 +51,7 @@ def probe(
     batch = None
     failures: list[Failure] = []
     for planned in plan(evaluator.data_loader, image_key):
-        batch, failures = planned.load(planned.indices[:1])
+        batch, failures, _ = planned.load(planned.indices[:1])
         if batch is not None:
             break
     if batch is None:
