@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 import copy
-import functools
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import ignite.distributed as idist
@@ -114,7 +114,7 @@ def evaluate_robustness(
                 bar.set_postfix_str(run)
                 certifying = None
                 if run == CLEAN and options is not None:
-                    certifying = functools.partial(
+                    certifying = partial(
                         certify_batch,
                         options=options,
                         image_key=image_key,
@@ -194,6 +194,7 @@ def _run(
         else:
             stack.enter_context(only_computing(evaluator))
             stack.enter_context(beside_the_clean(savers, run))
+            private.add_first(evaluator, Events.EPOCH_COMPLETED, partial(recorder.check_run, run))  # before metrics
         evaluator.add_event_handler(Events.ITERATION_STARTED, keep_clean)
         stack.callback(evaluator.remove_event_handler, keep_clean, Events.ITERATION_STARTED)
         if handler is not None:
@@ -203,5 +204,3 @@ def _run(
         stack.callback(evaluator.remove_event_handler, record, Events.ITERATION_COMPLETED)
         private.forget_run(evaluator)
         evaluator.run()
-    if handler is not None:
-        recorder.check_run(run)

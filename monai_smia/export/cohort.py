@@ -6,17 +6,17 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ignite.distributed as idist
-from monai.data import DataLoader
 from monai.utils import CommonKeys
 
 from monai_smia.attacks import Attack, EoT
 from monai_smia.engines import CaseByCase
-from monai_smia.engines.batches import Failure, named
+from monai_smia.engines.batches import Failure, named, one_by_one, other_loader
 from monai_smia.export.case_maker import IN_MEMORY, NAIVE_IN_MEMORY, NAIVE_ON_DISK, ON_DISK, CaseMaker
 from monai_smia.export.manifest import IMAGES, Manifest
 from monai_smia.export.recompression import SAMPLES, Recompression
@@ -121,7 +121,8 @@ def write_cohort(
         removed(left)
     manifest.begin()
     loader = evaluator.data_loader
-    evaluator.data_loader = DataLoader(loader.dataset, batch_size=1, num_workers=0, collate_fn=loader.collate_fn)
+    swap = ExitStack()
+    swap.enter_context(other_loader(evaluator, one_by_one(evaluator)))
     maker = CaseMaker(evaluator, loader, attack, relative, manifest, dict(bpda or {}), unit, seed, qualities, as_png)
     runs = [IN_MEMORY, ON_DISK, *([NAIVE_IN_MEMORY, NAIVE_ON_DISK] if naive else [])]
     try:
@@ -149,7 +150,7 @@ def write_cohort(
         )
         report = run.run()
     finally:
-        evaluator.data_loader = loader
+        swap.close()
     for row in manifest.keep(run.state.names):  # of cases that failed after their file was there
         removed(place / row[image_key])
     usual = survival_of(report, NAIVE_IN_MEMORY, NAIVE_ON_DISK) if naive else ()

@@ -104,6 +104,14 @@ def test_a_wrapper_is_found_and_removed_as_the_handler() -> None:
     assert not private.handlers_of(engine)[Events.STARTED]
 
 
+def test_a_handler_before_all_others() -> None:
+    engine, seen = Engine(lambda engine, batch: batch), list[str]()
+    engine.add_event_handler(Events.STARTED, lambda: seen.append("second"))
+    private.add_first(engine, Events.STARTED, lambda: seen.append("first"))
+    engine.fire_event(Events.STARTED)
+    assert seen == ["first", "second"]
+
+
 def test_events_are_fired_with_arguments_and_handlers_called_with_theirs() -> None:
     """ignite keeps the engine as a weak reference among the arguments of a handler that takes it."""
     engine, seen = Engine(lambda engine, batch: batch), list[Any]()

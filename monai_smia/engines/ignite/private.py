@@ -48,6 +48,11 @@ def stands_for(wrapper: Callable[..., Any], function: Callable[..., Any]) -> Cal
     return wrapper
 
 
+def add_first(engine: Any, event: Any, function: Callable[[], Any]) -> None:
+    """Add a handler without arguments before all others of an event, in ``_event_handlers``."""
+    engine._event_handlers.setdefault(event, []).insert(0, (function, (), {}))
+
+
 def fire(engine: Any, event: Any, *arguments: Any) -> None:
     """Call the handlers of an event, also of one that comes with arguments (ignite: ``_fire_event``)."""
     engine._fire_event(event, *arguments)
