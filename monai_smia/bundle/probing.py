@@ -12,7 +12,7 @@ import torch
 from monai_smia.attacks import checks, frozen
 from monai_smia.bundle.tasks import Task, infer_task
 from monai_smia.engines.batches import Failure, Planned, plan
-from monai_smia.handlers.batch import autocast_of
+from monai_smia.handlers.batch import autocast_of, check_engine
 
 ENOUGH = 3
 """So many first cases that fail tell of the network or the arguments, not of the cases."""
@@ -55,6 +55,7 @@ def probe(
     Raises:
         ValueError: in one line, where no case can be loaded or the head cannot be read.
     """
+    check_engine(evaluator)
     failures: list[Failure] = []
     errors: list[Exception] = []
     label_free = False

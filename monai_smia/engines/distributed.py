@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
@@ -76,7 +77,7 @@ class Together:
         own = all_places[before : before + len(names)]
         self._names = dict(zip(names, map(str, own) if unnamed else names, strict=True))
         files = list(chain.from_iterable(names for names, _, unnamed in found if not unnamed))
-        twice = next((name for name in files if files.count(name) > 1), None) if len(set(files)) < len(files) else None
+        twice = next((name for name, often in Counter(files).items() if often > 1), None)
         if twice is not None or len(set(all_places)) < total:
             raise ValueError(
                 f"evaluator: expected every case in one process, as from MONAI's DistributedSampler; got {twice} twice"
