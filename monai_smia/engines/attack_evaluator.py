@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import ignite.distributed as idist
@@ -113,9 +114,13 @@ class AttackEvaluator(SupervisedEvaluator):
         if handlers is not None:  # after all metrics, which they report
             for handler in ensure_tuple(handlers):
                 handler.attach(self)
-        self.add_event_handler(Events.STARTED, self._start)
-        self.add_event_handler(Events.ITERATION_STARTED, self._keep_batch)
-        self.add_event_handler(Events.ITERATION_COMPLETED, self._attack_all)
+        for event, function in (
+            (Events.STARTED, self._start),
+            (Events.ITERATION_STARTED, self._keep_batch),
+            (Events.ITERATION_COMPLETED, self._attack_all),
+        ):
+            self.add_event_handler(event, function)
+            self.own_handlers.append(private.handlers_of(self)[event][-1])
 
     def run(self, global_epoch: int = 1) -> None:
         """Evaluate, as `SupervisedEvaluator` does; also again after a run that failed."""
@@ -154,12 +159,15 @@ class AttackEvaluator(SupervisedEvaluator):
         event, for `_attack` to do; a metric made of others hangs its parts there, too.
         """
         ends = private.handlers_of(self)[Events.ITERATION_COMPLETED]
+        known = {id(entry) for entries in private.handlers_of(self).values() for entry in entries}
         clean = len(ends)
         for attack, own in copies.items():
             for name, metric in own.items():
                 metric.attach(self, f"{attack}_{name}")
             self._updates[attack] = ends[clean:]
             del ends[clean:]
+        entries = chain.from_iterable(private.handlers_of(self).values())
+        self.own_handlers = [entry for entry in entries if id(entry) not in known]
 
     def _start(self, engine: Any) -> None:
         self._recorder.reset()

@@ -18,7 +18,7 @@ from monai_smia.engines.alone import alone, without_wrapper
 from monai_smia.engines.batches import Failure, Loaded, Planned, alike, check_length, count, plan
 from monai_smia.engines.case_run import Fitted, Made, Seen, Watcher, run_batch
 from monai_smia.engines.diagnosis import concluded, doubted, examined
-from monai_smia.engines.guards import RECORDING, loaders, silenced
+from monai_smia.engines.guards import RECORDING, loaders, silenced, without_own_attacks
 from monai_smia.engines.ignite.onlookers import Onlookers
 from monai_smia.engines.keeping import Keeper
 from monai_smia.engines.progress import Part, Progress, Record
@@ -120,8 +120,8 @@ class CaseByCase:
         check_engine(evaluator)
         check_length(evaluator)
         self._weights = loaders(evaluator)
-        self._tally = Tally(evaluator)
-        self._onlookers = Onlookers(evaluator, RECORDING)
+        with without_own_attacks(evaluator):
+            self._tally, self._onlookers = Tally(evaluator), Onlookers(evaluator, RECORDING)
         number = count(evaluator.data_loader, evaluator.state.epoch_length)
         batches = {} if number is None else {"batches": str(number)}
         made_of = {**(settings or {}), "attacks of the run": ", ".join(self.attacks), **batches}
@@ -197,7 +197,7 @@ class CaseByCase:
         recorder.certificates = self.state.certificates
         metrics, details = {}, {}
         for run in (CLEAN, *self.attacks):
-            with alone():
+            with alone(), without_own_attacks(self.evaluator):
                 metrics[run], details[run] = self._tally.computed(self.state.states(run))
         self._clean = metrics[CLEAN], details[CLEAN]
         return self.concluded(recorder.report(metrics, details, self.attacks))

@@ -115,11 +115,22 @@ def only_computing(evaluator: Any) -> Iterator[None]:
 
 
 @contextmanager
+def without_own_attacks(evaluator: Any) -> Iterator[None]:
+    """An `AttackEvaluator` inside it is a plain evaluator: what it attached for attacks of its own is left out."""
+    own = {id(function) for function, _, _ in getattr(evaluator, "own_handlers", ())}
+    if not own:
+        yield
+        return
+    with _only(evaluator, lambda event, function: id(function) not in own):
+        yield
+
+
+@contextmanager
 def silenced(evaluator: Any) -> Iterator[None]:
     """The evaluator inside it computes, and does nothing else: no onlooker, no saved image, no word."""
     logger = evaluator.logger
     level = logger.level
-    with only_computing(evaluator), without_saving_images(evaluator):
+    with without_own_attacks(evaluator), only_computing(evaluator), without_saving_images(evaluator):
         logger.setLevel(logging.CRITICAL)  # of every run of every batch; failures are reported
         try:
             yield

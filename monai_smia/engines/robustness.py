@@ -19,7 +19,7 @@ from monai_smia.engines.alone import alone, without_wrapper
 from monai_smia.engines.batches import check_length
 from monai_smia.engines.diagnosis import concluded, doubted, examined
 from monai_smia.engines.distributed import Together, of_first, without_padding
-from monai_smia.engines.guards import beside_the_clean, only_computing, savers_of
+from monai_smia.engines.guards import beside_the_clean, only_computing, savers_of, without_own_attacks
 from monai_smia.engines.ignite import private
 from monai_smia.engines.ignite.onlookers import watched
 from monai_smia.engines.records import CaseRecorder, as_named
@@ -108,6 +108,7 @@ def evaluate_robustness(
         with (
             without_padding(evaluator),
             without_wrapper(evaluator),
+            without_own_attacks(evaluator),
             tqdm(total=total or None, desc="robustness", disable=not progress or idist.get_rank() > 0) as bar,
         ):
             for run in (CLEAN, *named):

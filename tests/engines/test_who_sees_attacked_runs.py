@@ -253,3 +253,19 @@ def test_a_shard_that_is_not_the_last_completes_no_epoch(tmp_path: Path, clean: 
         evaluator.add_event_handler(Events.COMPLETED, lambda engine: seen.append(engine.state.metrics["val_dice"]))
         CaseByCase(evaluator, TASK.attacks(), folder=tmp_path, shard=shard, diagnose=False, progress=False).run()
     assert seen == ["STARTED", "ITERATION_COMPLETED"] * 2 + ["EPOCH_COMPLETED", pytest.approx(clean)]
+
+
+@pytest.mark.parametrize("way", ["by runs", "by cases"])
+def test_attacks_of_the_evaluators_own_are_left_out(way: str) -> None:
+    """An `AttackEvaluator` counts as a plain one, also in the passes that it makes; afterwards it is itself again."""
+
+    def passes(evaluator: Any) -> tuple[Any, int]:
+        seen: list[int] = []
+        evaluator.network.register_forward_pre_hook(lambda *_: seen.append(1))
+        return WAYS[way](evaluator), len(seen)
+
+    evaluator = an_evaluator("in one pass")
+    before = counted(evaluator)
+    assert passes(evaluator) == passes(TASK.evaluator())
+    assert counted(evaluator) == before
+    assert in_one_pass(evaluator) == by_runs(TASK.evaluator())
