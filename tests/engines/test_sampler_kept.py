@@ -23,7 +23,8 @@ from torch.utils.data import (
 from monai_smia import AttackEvaluator, evaluate_robustness
 from monai_smia.bundle import evaluate_under_attack
 from monai_smia.engines import CaseByCase
-from monai_smia.engines.batches import count, index_batches, other_loader, plan
+from monai_smia.engines.batches import count, index_batches, one_by_one, other_loader, plan
+from monai_smia.handlers.batch import attack_batch
 from monai_smia.reports import RobustnessReport
 
 TASK = Task(cases=6)
@@ -219,3 +220,20 @@ def test_a_plan_of_fewer_batches() -> None:
     assert count(loader(4), 1) == 1
     assert count(TASK.batches(2), 2) == 2
     assert len(list(plan(TASK.batches(2), "image", 2))) == 2
+
+
+def test_one_by_one_and_the_places_in_the_data() -> None:
+    """What makes a case in another way, such as from a file, is told where in the data it is."""
+    evaluator = TASK.evaluator(val_data_loader=loader(2, sampler=Some([4, 0, 2, 5, 1])), epoch_length=2)
+    single = one_by_one(evaluator)
+    assert index_batches(single) == [(4,), (0,), (2,), (5,)]
+    seen: list[Any] = []
+
+    def made(run: str, engine: Any, batch: Any, generator: torch.Generator) -> Any:
+        seen.append((engine.state.indices, engine.state.first_batch))
+        return attack_batch(engine, ATTACKS[run], batch, generator=generator)
+
+    with other_loader(evaluator, single):
+        CaseByCase(evaluator, ATTACKS, made=made, diagnose=False, progress=False).run()
+    assert seen == [((4,), 0), ((0,), 1), ((2,), 2), ((5,), 3)]
+    assert not hasattr(evaluator.state, "indices")
