@@ -19,6 +19,7 @@ from torch.utils.data import (
     SubsetRandomSampler,
     WeightedRandomSampler,
 )
+from torch.utils.data.distributed import DistributedSampler
 
 from monai_smia import AttackEvaluator, evaluate_robustness
 from monai_smia.bundle import evaluate_under_attack
@@ -237,3 +238,14 @@ def test_one_by_one_and_the_places_in_the_data() -> None:
         CaseByCase(evaluator, ATTACKS, made=made, diagnose=False, progress=False).run()
     assert seen == [((4,), 0), ((0,), 1), ((2,), 2), ((5,), 3)]
     assert not hasattr(evaluator.state, "indices")
+
+
+def test_a_sampler_that_deals_out_to_a_group_is_read_as_one_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shards deal out what is left; without a group, the share of a rank is what the loader gives."""
+    sampler = DistributedSampler(TASK.items(), num_replicas=2, rank=1, shuffle=False)
+    dealt = loader(sampler=sampler)
+    assert index_batches(dealt, len(dealt)) == [(1,), (3,), (5,)]
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    assert index_batches(dealt, len(dealt)) == [(i,) for i in range(6)]
+    assert index_batches(dealt, 2) == [(0,), (1,), (2,), (3,)]
