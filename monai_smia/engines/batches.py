@@ -168,7 +168,7 @@ def index_batches(loader: Any, length: int | None = None) -> list[tuple[int, ...
                 f"evaluator: its loader's {type(batches).__name__} gives other batches at every run; expected the same"
             )
         return _first_ones([tuple(batch) for batch in first], length)
-    sampler = batches.sampler
+    sampler: Any = batches.sampler
     if length is not None and _deals_out(sampler):  # so many in each process
         length = None if length == len(loader) else length * sampler.num_replicas
     size = None if length is None else length * batches.batch_size
