@@ -11,7 +11,7 @@ from monai.utils import CommonKeys
 
 import monai_smia.attacks
 from monai_smia.attacks import Attack
-from monai_smia.bundle.cases import as_cases, limited
+from monai_smia.bundle.cases import as_cases, loader_as_found, use_cases
 from monai_smia.bundle.eps import Budget, parse_eps
 from monai_smia.bundle.grid import known_attacks
 from monai_smia.bundle.probing import probe
@@ -24,6 +24,7 @@ STORED = ("HU", "grey", "intensity", "%")
 """Units of what files hold: the unit of the stored numbers, by any name, or percent of each image's own range."""
 
 
+@loader_as_found
 def export_cohort(
     evaluator: Any,
     attack: str = "SMIA",
@@ -77,7 +78,7 @@ def export_cohort(
         raise ValueError(f"attack: expected a name among {sorted(known)}; got {attack!r}")
     budget = stored_budget(eps)
     if cases is not None:
-        limited(evaluator.data_loader.dataset, as_cases(cases))
+        use_cases(evaluator, as_cases(cases))
     task = _task_of(evaluator, loss_function, image_key, label_key)
     wanted = {"steps": steps, "activation": task.activation, "criterion": task.criterion, **shared}
     strange = set(shared) - known[attack]

@@ -13,15 +13,16 @@ from typing import Any
 
 import ignite.distributed as idist
 import torch
-from monai.data import DataLoader
 from monai.utils import CommonKeys
 from tqdm.auto import tqdm
 
 from monai_smia.attacks import Attack, Criterion
 from monai_smia.bundle.budget_grid import BudgetGrid, grid_of
-from monai_smia.bundle.cases import as_cases, limited
+from monai_smia.bundle.cases import as_cases, loader_as_found, use_cases
 from monai_smia.bundle.certifying import check_decides, noise_of
 from monai_smia.bundle.eps import Budget, default_eps, parse_eps
+from monai_smia.bundle.grid import known_attacks
+from monai_smia.bundle.honoured import refuse_ignored, refuse_unused
 from monai_smia.bundle.label_free import without_labels
 from monai_smia.bundle.probing import Probe, probe
 from monai_smia.bundle.provenance import data_checksum, hardware, list_checksum
@@ -39,6 +40,7 @@ from monai_smia.intensity import IntensityScale
 from monai_smia.reports import Reading, RobustnessReport
 from monai_smia.reports.own_files import OwnFiles, clear_temporary
 
+FINISHED = "finished attacks have their own; expected names of attacks beside it"
 ATTACKS = ("SMIA", "PGD", "GaussianNoise")
 """What is tried where nothing else is asked for: the paper's attack, the field's, and noise of the same size."""
 
@@ -63,13 +65,14 @@ class Outcome:
 
 
 @holding("out")
+@loader_as_found
 def evaluate_under_attack(
     evaluator: Any,
     attacks: Sequence[str] | str | Mapping[str, Attack] = ATTACKS,
     eps: Any = None,
     *,
     unit: str | None = None,
-    steps: int = 10,
+    steps: int | None = None,
     cases: Any = None,
     options: Mapping[str, Mapping[str, Any]] | None = None,
     loss_function: Any = None,
@@ -109,7 +112,7 @@ def evaluate_under_attack(
         attacks: names in `monai_smia.attacks`, or finished attacks by name.
         eps: budgets, see `monai_smia.bundle.parse_eps`; ``None`` takes `default_eps` of the unit that is found.
         unit: of those numbers in `eps` that have none.
-        steps: of the iterated attacks.
+        steps: of the iterated attacks; ``None`` for 10.
         cases: how many, the first ones, or file names; ``None`` for all.
         options: attack's name to arguments of its own.
         loss_function: on the network's raw output; ``None`` infers one.
@@ -140,7 +143,8 @@ def evaluate_under_attack(
         Report, failures and where they were written.
 
     Raises:
-        TypeError, ValueError: in one line, naming the argument.
+        TypeError, ValueError: in one line, naming the argument; also for one that would have no effect, such as `eps`
+            beside finished attacks.
         FileExistsError: when `out` holds an earlier run and `resume` is false, or what is not of this program.
         FolderInUse: when another run writes into `out`.
         MachineFault: when the machine fails (a full disk, no memory): what is done is kept.
@@ -154,13 +158,21 @@ def evaluate_under_attack(
     """
     folder = Path(out).absolute()
     if cases is not None:
-        evaluator.data_loader = _limited(evaluator.data_loader, as_cases(cases))
+        use_cases(evaluator, as_cases(cases))
     shard = None if shard is None else Shard.of(shard)
     resume = resume or retry_failed
     _check_place(folder, resume, shard)
     transform = preprocessing if preprocessing is not None else _transform_of(evaluator)
     post = postprocessing if postprocessing is not None else postprocessing_of(evaluator)
     ready = dict(attacks) if isinstance(attacks, Mapping) else None
+    if ready is not None:
+        numbers: dict[str, Any] = {"eps": eps, "unit": unit, "steps": steps, "options": options, "bounds": bounds}
+        refuse_ignored(FINISHED, **numbers, criterion=criterion, tolerance=tolerance, **shared)
+    if ready is not None or intensity is not None:
+        hints: dict[str, Any] = {"preprocessing": preprocessing, "modality": modality, "value_range": value_range}
+        refuse_ignored("the intensity is not read where it, or finished attacks are given", **hints)
+    if eps is None:
+        refuse_ignored("it is the unit of the numbers in eps; expected eps beside it", unit=unit)
     reading = IntensityReading.unknown()
     if intensity is not None:
         reading = _given(intensity)
@@ -171,6 +183,8 @@ def evaluate_under_attack(
     certify = noise_of(certify, reading)
     found = probe(evaluator, loss_function, criterion, post, tolerance, image_key, label_key, required=ready is None)
     check_decides(certify, found.task)
+    if criterion is not None or (found.task is not None and found.task.kind != "regression"):
+        refuse_ignored("it is for a regression, and without a criterion", tolerance=tolerance)
     grid = BudgetGrid(ready or {}, {}, reading)
     if ready is None:
         grid = _grid(attacks, eps, reading, found, bounds, criterion, {"steps": steps, **shared}, options)
@@ -293,6 +307,8 @@ def _grid(
 ) -> BudgetGrid:
     assert found.task is not None
     names = attack_names(attacks)
+    refuse_unused(shared, names, known_attacks())
+    shared["steps"] = 10 if shared.get("steps") is None else shared["steps"]
     bounds = tuple(bounds) if bounds is not None else reading.bounds
     criterion = criterion if criterion is not None else found.task.criterion
     activation = found.task.activation
@@ -312,10 +328,19 @@ def attack_names(attacks: Sequence[str] | str) -> list[str]:
 
 
 def _with_unit(eps: Any, unit: str | None) -> Any:
-    if unit is None or isinstance(eps, str):
+    if unit is None:
         return eps
-    numbers = eps if isinstance(eps, (list, tuple)) else [eps]
-    return [f"{number:g}{unit}" if isinstance(number, (int, float)) else number for number in numbers]
+    numbers = eps.split(",") if isinstance(eps, str) else eps if isinstance(eps, (list, tuple)) else [eps]
+    return [f"{number:g}{unit}" if isinstance(number, (int, float)) else _united(number, unit) for number in numbers]
+
+
+def _united(text: Any, unit: str) -> Any:
+    """A text that is a number and nothing else, with its unit."""
+    try:
+        float(text)
+    except (TypeError, ValueError):
+        return text
+    return f"{text.strip()}{unit}"
 
 
 def _given(intensity: IntensityScale) -> IntensityReading:
@@ -347,11 +372,6 @@ def _words(
         "hardware": hardware(torch.device(evaluator.state.device)),
     }
     return words
-
-
-def _limited(loader: Any, cases: Any) -> Any:
-    """A loader over some cases of the same dataset."""
-    return DataLoader(limited(loader.dataset, cases), batch_size=loader.batch_size, collate_fn=loader.collate_fn)
 
 
 def _transform_of(evaluator: Any) -> Any:

@@ -25,13 +25,15 @@ class Part:
         names: files of the cases.
         rows: attack to its rows, one for each of `names`.
         states: run to what each of the evaluator's metrics counted.
-        certificates: rows of what was certified, by the cases' files.
+        certificates: rows of what was certified, by the cases' labels.
+        labels: the files, numbered where several cases are of one; empty where none are.
     """
 
     names: list[str] = field(default_factory=list)
     rows: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     states: dict[str, list[Entry]] = field(default_factory=dict)
     certificates: list[dict[str, Any]] = field(default_factory=list)
+    labels: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -102,6 +104,11 @@ class Progress:
     def names(self) -> list[str]:
         """Files of the finished cases."""
         return [name for part in self.parts for name in part.names]
+
+    @property
+    def labels(self) -> list[str]:
+        """The names, numbered where several cases are of one file."""
+        return [label for part in self.parts for label in part.labels or part.names]
 
     @property
     def rows(self) -> dict[str, list[dict[str, Any]]]:

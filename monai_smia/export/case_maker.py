@@ -58,7 +58,7 @@ class CaseMaker:
 
     def __call__(self, run: str, engine: Any, batch: Any, generator: torch.Generator) -> tuple[Any, AttackResult]:
         """The batch of a run, and the attack's result on it."""
-        index = engine.state.first_batch
+        index = engine.state.indices[0]
         makers: dict[str, Callable[[], tuple[Any, AttackResult]]] = {
             IN_MEMORY: lambda: self._attacked(index, batch, generator),
             ON_DISK: lambda: self._read(index),

@@ -7,17 +7,17 @@ import hashlib
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ignite.distributed as idist
-from monai.data import DataLoader
 from monai.utils import CommonKeys
 
 from monai_smia.attacks import Attack, EoT
 from monai_smia.engines import CaseByCase
-from monai_smia.engines.batches import Failure, named
+from monai_smia.engines.batches import Failure, named, one_by_one, other_loader
 from monai_smia.engines.folder_lock import NAME
 from monai_smia.engines.keeping import holding
 from monai_smia.engines.progress import Progress
@@ -138,7 +138,8 @@ def write_cohort(
         raise ValueError(f"naive: expected an attack in Linf, whose budget is the same on both grids; got {attack!r}")
     manifest.begin()
     loader = evaluator.data_loader
-    evaluator.data_loader = DataLoader(loader.dataset, batch_size=1, num_workers=0, collate_fn=loader.collate_fn)
+    swap = ExitStack()
+    swap.enter_context(other_loader(evaluator, one_by_one(evaluator)))
     maker = CaseMaker(evaluator, loader, attack, relative, manifest, dict(bpda or {}), unit, seed, qualities, as_png)
     runs = [IN_MEMORY, ON_DISK, *([NAIVE_IN_MEMORY, NAIVE_ON_DISK] if naive else [])]
     try:
@@ -169,7 +170,7 @@ def write_cohort(
         _check_copies(manifest, run.state)
         report = run.run()
     finally:
-        evaluator.data_loader = loader
+        swap.close()
     _drop_unfinished(manifest, run.state.names)
     usual = survival_of(report, NAIVE_IN_MEMORY, NAIVE_ON_DISK) if naive else ()
     cohort = Cohort(place, manifest.file, report, survival_of(report, IN_MEMORY, ON_DISK), usual, run.failures)

@@ -22,6 +22,7 @@ from monai.transforms import (
 )
 
 from monai_smia.attacks import BPDA
+from monai_smia.engines.ignite import private
 from monai_smia.export.reaching import reached
 
 Approximation = Callable[[torch.Tensor], torch.Tensor]
@@ -163,7 +164,7 @@ def _loading(transforms: Sequence[Any], key: str) -> tuple[Any, int]:
     ]
     if not loaders:
         raise ValueError(f"preprocessing: expected a LoadImaged for {key!r}, to know the file; got none")
-    loader = getattr(transforms[loaders[0]], "_loader", transforms[loaders[0]])
+    loader = private.image_loader(transforms[loaders[0]])
     if getattr(loader, "ensure_channel_first", False):
         return loader, loaders[0] + 1
     for i in range(loaders[0] + 1, len(transforms)):

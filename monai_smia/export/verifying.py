@@ -15,7 +15,7 @@ from monai.utils import CommonKeys
 from monai_smia.attacks import GaussianNoise
 from monai_smia.attacks.heads import LossFunction
 from monai_smia.engines import CaseByCase
-from monai_smia.engines.batches import Failure
+from monai_smia.engines.batches import Failure, other_loader
 from monai_smia.export.case_maker import IN_MEMORY, ON_DISK
 from monai_smia.export.manifest import LIST, MADE
 from monai_smia.export.stored import checksum
@@ -83,15 +83,13 @@ def verify_on_disk(
         for row, path in zip(rows, paths, strict=True)
     ]
     loader = evaluator.data_loader
-    evaluator.data_loader = DataLoader(
+    again = DataLoader(
         Dataset(items, loader.dataset.transform), batch_size=1, num_workers=0, collate_fn=loader.collate_fn
     )
-    try:
+    with other_loader(evaluator, again):
         still = {ON_DISK: GaussianNoise(loss_function, eps=0.0)}
         run = CaseByCase(evaluator, still, image_key=image_key, label_key=label_key, diagnose=False, progress=progress)
         report = run.run()
-    finally:
-        evaluator.data_loader = loader
     return Verification(_survival(place.parent, rows, paths, report), tuple(changed), report, run.failures)
 
 

@@ -48,7 +48,7 @@ class OverlaySaver:
         self.label_key = label_key
         self.intensity = intensity
         self.max_cases = max_cases
-        self._owners: dict[str, str] = {}  # name to the file of the case that has it
+        self._owners: dict[str, tuple[str, int]] = {}  # name to the file and the number of the case that has it
 
     def attach(self, engine: Any) -> None:
         """Draw after each attack.
@@ -65,7 +65,7 @@ class OverlaySaver:
         for number, (item, output, clean) in enumerate(cases, start=state.first_case):
             if self.max_cases is not None and number >= self.max_cases:
                 return
-            name = self._name(case_files([item], self.image_key, start=number)[0])
+            name = self._name(case_files([item], self.image_key, start=number)[0], number)
             picture = overlay(
                 self._physical(item[self.image_key + CLEAN_SUFFIX]),
                 self._physical(item[self.image_key]),
@@ -77,11 +77,16 @@ class OverlaySaver:
             )
             write_whole(self.folder / f"{name}_{state.attack_name}.png", picture, overwrite=True)
 
-    def _name(self, file: str) -> str:
-        """The case's file name without its ending; with its folder's where another case has that name already."""
+    def _name(self, file: str, number: int) -> str:
+        """The case's file name without its ending; with its folder's where another case has that name already.
+
+        Several cases may be of one file, such as slices of a volume: from the second on they have their number, too.
+        """
         name = SUFFIXES.sub("", Path(file).name)
-        if self._owners.setdefault(name, file) != file:
+        if self._owners.setdefault(name, (file, number))[0] != file:
             name = f"{Path(file).parent.name}_{name}"
+        if self._owners.setdefault(name, (file, number)) != (file, number):
+            name = f"{name}_{number}"
         return name
 
     def _physical(self, image: torch.Tensor) -> torch.Tensor:
