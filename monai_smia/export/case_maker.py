@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from monai_smia.attacks import Attack, AttackResult, GaussianNoise
+from monai_smia.export.agreement import close
 from monai_smia.export.carried_back import carried_back, input_slope
 from monai_smia.export.fitted_attack import fitted_attack, one_eps
 from monai_smia.export.manifest import IMAGES, Manifest, entry
@@ -53,7 +54,7 @@ class CaseMaker:
     as_png: bool = False
 
     def __post_init__(self) -> None:
-        self._written: tuple[NativeCase, NativeResult, Path] | None = None
+        self._written: tuple[NativeCase, NativeResult, Path, Any] | None = None
         self._naive: tuple[NativeCase, torch.Tensor, AttackResult] | None = None
 
     def __call__(self, run: str, engine: Any, batch: Any, generator: torch.Generator) -> tuple[Any, AttackResult]:
@@ -73,7 +74,8 @@ class CaseMaker:
         target = self.manifest.file.parent / IMAGES / f"{index:0{self._digits()}d}_{case.name}{case.stored.suffix}"
         removed(target)  # of a run that was killed before it noted the case: the same numbers again
         case.stored.write(done.values, target)
-        self._written = case, done, target
+        attacked = case.at(done.values)
+        self._written = case, done, target, attacked
         self.manifest.add(
             entry(
                 self.loader.dataset.data[index],
@@ -88,18 +90,34 @@ class CaseMaker:
                 loss=float(done.result.loss),
             )
         )
-        inputs = case.network.inputs(done.values.unsqueeze(0)).detach()
-        return {**batch, self.manifest.image_key: inputs}, dataclasses.replace(done.result, adversarial=inputs)
+        made = {name: attacked[name] for name in case.loaded.dependent if name in attacked}
+        return {**batch, **made}, dataclasses.replace(done.result, adversarial=attacked[self.manifest.image_key])
 
     def _read(self, index: int) -> tuple[Any, AttackResult]:
         assert self._written is not None
-        _, done, target = self._written
-        return self._seen(index, target, done.result)
+        case, done, target, attacked = self._written
+        batch, result = self._seen(index, target, done.result)
+        differ = [
+            name
+            for name, value in attacked.items()
+            if isinstance(value, torch.Tensor) and name in batch and not close(value, batch[name])
+        ]
+        if differ:
+            raise ValueError(
+                f"{', '.join(map(str, differ))}: read again from the copy of {case.path.name} it differs from what was "
+                "attacked; the preprocessing makes it in a way that was not followed"
+            )
+        return batch, result
 
     def _attacked_naively(self, index: int, batch: Any, generator: torch.Generator) -> tuple[Any, AttackResult]:
         """The attack on the network's input, at the same budget."""
         case = self._case(index)
         inputs, target = self._prepared(batch)
+        if case.network.feed.key is None:
+            raise ValueError(
+                f"naive: {', '.join(map(repr, case.loaded.needed))} reach the network, made of one file; expected the "
+                "image alone, whose change can be carried back"
+            )
         slope = input_slope(case.loaded)
         eps = case.stored.lattice.whole_levels(one_eps(self._fitted(case))) * slope.abs()
         per_channel = eps.reshape(-1, *[1] * (inputs.ndim - 2))
