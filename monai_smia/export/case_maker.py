@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from monai.utils import CommonKeys
 
 from monai_smia.attacks import Attack, AttackResult, GaussianNoise
 from monai_smia.export.agreement import close
 from monai_smia.export.carried_back import carried_back, input_slope
+from monai_smia.export.deidentify import Deidentification
 from monai_smia.export.fitted_attack import fitted_attack, one_eps
-from monai_smia.export.manifest import IMAGES, Manifest, entry
+from monai_smia.export.manifest import IMAGES, MADE, Manifest, entry
 from monai_smia.export.native import NativeCase, NativeResult, case_from
 from monai_smia.export.replay import Approximation
 from monai_smia.export.stored import removed
@@ -40,6 +42,8 @@ class CaseMaker:
         seed: for the manifest.
         qualities: of JPEG that the files will be compressed with again; the attack is on the mean over them.
         as_png: copies of JPEG files are PNG.
+        deidentify: takes what names the patient out of the copies and the manifest.
+        label_key: of the data list.
     """
 
     evaluator: Any
@@ -52,6 +56,8 @@ class CaseMaker:
     seed: int
     qualities: Sequence[int] | None = None
     as_png: bool = False
+    deidentify: Deidentification | None = None
+    label_key: str = CommonKeys.LABEL
 
     def __post_init__(self) -> None:
         self._written: tuple[NativeCase, NativeResult, Path, Any] | None = None
@@ -71,23 +77,25 @@ class CaseMaker:
     def _attacked(self, index: int, batch: Any, generator: torch.Generator) -> tuple[Any, AttackResult]:
         case = self._case(index)
         done = case.attack(self._fitted(case), generator=generator, qualities=self.qualities)
-        target = self.manifest.file.parent / IMAGES / f"{index:0{self._digits()}d}_{case.name}{case.stored.suffix}"
+        target = self.manifest.file.parent / IMAGES / self._name(index, case)
         removed(target)  # of a run that was killed before it noted the case: the same numbers again
         case.stored.write(done.values, target)
         attacked = case.at(done.values)
         self._written = case, done, target, attacked
         self.manifest.add(
-            entry(
-                self.loader.dataset.data[index],
-                self.manifest.image_key,
-                case.path,
-                target,
-                done.attack,
-                unit=self.unit,
-                seed=self.seed,
-                largest_change=float((done.held - case.image[0].as_tensor().cpu()).abs().max()),
-                clean_loss=float(done.result.clean_loss),
-                loss=float(done.result.loss),
+            self._shown(
+                entry(
+                    self.loader.dataset.data[index],
+                    self.manifest.image_key,
+                    case.path,
+                    target,
+                    done.attack,
+                    unit=self.unit,
+                    seed=self.seed,
+                    largest_change=float((done.held - case.image[0].as_tensor().cpu()).abs().max()),
+                    clean_loss=float(done.result.clean_loss),
+                    loss=float(done.result.loss),
+                )
             )
         )
         made = {name: attacked[name] for name in case.loaded.dependent if name in attacked}
@@ -158,12 +166,25 @@ class CaseMaker:
         inputs, label = self.evaluator.prepare_batch(batch, self.evaluator.state.device, False)[:2]
         return inputs, label
 
+    def _name(self, index: int, case: NativeCase) -> str:
+        """Of a copy: its number, and the name of its source unless that is not to be told."""
+        name = "" if self.deidentify is not None and not self.deidentify.keep_link else f"_{case.name}"
+        return f"{index:0{self._digits()}d}{name}{case.stored.suffix}"
+
+    def _shown(self, row: dict[str, Any]) -> dict[str, Any]:
+        """What the manifest tells."""
+        if self.deidentify is None:
+            return row
+        return self.deidentify.row(row, self.manifest.image_key, MADE, self.label_key)
+
     def _digits(self) -> int:
         """Of the numbers in file names, so that they sort as the data do."""
         return max(4, len(str(len(self.loader.dataset) - 1)))
 
     def _case(self, index: int) -> NativeCase:
-        return case_from(self.evaluator, self.loader, index, self.manifest.image_key, self.bpda, self.as_png)
+        return case_from(
+            self.evaluator, self.loader, index, self.manifest.image_key, self.bpda, self.as_png, self.deidentify
+        )
 
     def _fitted(self, case: NativeCase) -> Attack:
         """The attack with a budget in the file's own units."""

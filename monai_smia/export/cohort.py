@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,8 @@ from monai_smia.attacks import Attack, EoT
 from monai_smia.engines import CaseByCase
 from monai_smia.engines.batches import Failure, named
 from monai_smia.export.case_maker import IN_MEMORY, NAIVE_IN_MEMORY, NAIVE_ON_DISK, ON_DISK, CaseMaker
-from monai_smia.export.manifest import IMAGES, Manifest
+from monai_smia.export.deidentify import Deidentification, require
+from monai_smia.export.manifest import IMAGES, MADE, Manifest
 from monai_smia.export.recompression import SAMPLES, Recompression
 from monai_smia.export.replay import Approximation
 from monai_smia.export.stored import removed
@@ -62,6 +64,8 @@ def write_cohort(
     qualities: Sequence[int] | None = None,
     naive: bool = False,
     as_png: bool = False,
+    deidentify: bool = False,
+    keep_link: bool = False,
     intensity: IntensityScale | None = None,
     unit: str = "",
     seed: int = 0,
@@ -85,6 +89,9 @@ def write_cohort(
         naive: attack the network's input as well, at the same budget, bring the change back to the file's grid (see
             `carried_back`), round it, write it and read it: what is usual elsewhere. Its copies are not kept.
         as_png: write copies of JPEG files as PNG, which keeps what a second compression would take away.
+        deidentify: take what names the patient out of the copies, the manifest and the report, see `Deidentification`;
+            the key is ``deidentify.key`` in `folder`, which like ``progress`` is not to be handed on.
+        keep_link: with `deidentify`, still say in file names and manifest where each copy came from.
         intensity: physical unit of the network's input, for the report.
         unit: name of the files' physical unit, for the manifest.
         seed: of the attacks' randomness; every case has its own stream.
@@ -117,12 +124,28 @@ def write_cohort(
         EoT(attack, Recompression(qualities), samples=SAMPLES)  # refuses now what it would refuse for every case
     if naive and float(attack.norm) != float("inf"):
         raise ValueError(f"naive: expected an attack in Linf, whose budget is the same on both grids; got {attack!r}")
+    if deidentify:
+        require()
     for left in (place / IMAGES).glob(".*"):  # of a run that was killed while it wrote
         removed(left)
     manifest.begin()
+    hidden = Deidentification.of_folder(place, keep_link) if deidentify else None
     loader = evaluator.data_loader
     evaluator.data_loader = DataLoader(loader.dataset, batch_size=1, num_workers=0, collate_fn=loader.collate_fn)
-    maker = CaseMaker(evaluator, loader, attack, relative, manifest, dict(bpda or {}), unit, seed, qualities, as_png)
+    maker = CaseMaker(
+        evaluator,
+        loader,
+        attack,
+        relative,
+        manifest,
+        dict(bpda or {}),
+        unit,
+        seed,
+        qualities,
+        as_png,
+        hidden,
+        label_key,
+    )
     runs = [IN_MEMORY, ON_DISK, *([NAIVE_IN_MEMORY, NAIVE_ON_DISK] if naive else [])]
     try:
         run = CaseByCase(
@@ -140,6 +163,7 @@ def write_cohort(
                 "naive": str(naive),
                 "qualities": repr(qualities),
                 "as_png": str(as_png),
+                "deidentify": f"{deidentify}, keep_link {keep_link}",
                 "images": listed(loader.dataset, image_key),
             },
             resume=resume,
@@ -150,13 +174,27 @@ def write_cohort(
         report = run.run()
     finally:
         evaluator.data_loader = loader
-    for row in manifest.keep(run.state.names):  # of cases that failed after their file was there
+    for row in manifest.keep(
+        run.state.names, hidden.seal if hidden else None
+    ):  # of cases that failed after their file was there
         removed(place / row[image_key])
     usual = survival_of(report, NAIVE_IN_MEMORY, NAIVE_ON_DISK) if naive else ()
     cohort = Cohort(place, manifest.file, report, survival_of(report, IN_MEMORY, ON_DISK), usual, run.failures)
+    shown = cohort
+    if hidden is not None and not keep_link:
+        shown = _nameless(cohort, manifest, {name: hidden.seal(file) for file, name in run.case_names().items()})
+        report = shown.report
     report.save(place / "report", overwrite=True)
-    write_whole(place / "report" / "survival.md", cohort_markdown(cohort) + "\n", overwrite=True)
+    write_whole(place / "report" / "survival.md", cohort_markdown(shown) + "\n", overwrite=True)
     return cohort
+
+
+def _nameless(cohort: Cohort, manifest: Manifest, sealed: Mapping[str, str]) -> Cohort:
+    """The cohort whose cases have the names of their copies."""
+    copies = {row[MADE]["case"]: row[manifest.image_key] for row in manifest.read()}
+    rows = tuple({**row, "case": copies.get(sealed.get(str(row["case"]), ""), "")} for row in cohort.report.cases)
+    failures = tuple(Failure("a case", one.stage, "told when it happened") for one in cohort.failures)
+    return dataclasses.replace(cohort, report=dataclasses.replace(cohort.report, cases=rows), failures=failures)
 
 
 def listed(dataset: Any, image_key: str) -> str:

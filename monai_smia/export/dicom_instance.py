@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from monai.utils import optional_import
 
+from monai_smia.export.deidentify import Deidentification
+
 pydicom, _ = optional_import("pydicom")
 
 DERIVATION = "monai_smia: pixel values changed by an adversarial attack"
@@ -65,13 +67,16 @@ class DicomInstance:
         del dataset.PixelData
         return cls(path, dataset, array, lowest, highest, slope, intercept)
 
-    def write(self, levels: np.ndarray, path: Path, series_uid: str) -> None:
+    def write(
+        self, levels: np.ndarray, path: Path, series_uid: str, deidentify: Deidentification | None = None
+    ) -> None:
         """A copy of the file with other stored integers, as a derived instance of a new series.
 
         Args:
             levels: ``(frames, rows, columns)``.
             path: the new file.
             series_uid: of the new series.
+            deidentify: takes the patient away; ``None`` keeps what the file says.
         """
         dataset = _read_dataset(self.path)
         content = _as_words(levels, dataset, self.path)
@@ -88,7 +93,13 @@ class DicomInstance:
             dataset.PixelData = content + dataset.PixelData[len(content) :]
             if dataset.BitsAllocated == 8 and not dataset.file_meta.TransferSyntaxUID.is_little_endian:
                 dataset["PixelData"].VR = "OB"
-        _mark(dataset, series_uid)
+        if deidentify is not None:
+            series_uid = deidentify.uid(f"adversarial {dataset.get('SeriesInstanceUID')}")
+            instance_uid = deidentify.uid(f"adversarial {dataset.get('SOPInstanceUID')}")
+            deidentify.apply(dataset)
+            _mark(dataset, series_uid, instance_uid)
+        else:
+            _mark(dataset, series_uid, pydicom.uid.generate_uid(prefix=None))
         dataset.save_as(path)
 
 
@@ -172,9 +183,8 @@ def _per_frame(dataset: Any, frames: int) -> list[list[Any]]:
     return [[*items, *common, dataset] for items in own]
 
 
-def _mark(dataset: Any, series_uid: str) -> None:
+def _mark(dataset: Any, series_uid: str, uid: str) -> None:
     """The identity of a derived image, and what was done to it."""
-    uid = pydicom.uid.generate_uid(prefix=None)
     dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = uid
     dataset.SeriesInstanceUID = series_uid
     kept = dataset.get("ImageType") or ["ORIGINAL", "PRIMARY"]

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from monai.utils import optional_import
 
+from monai_smia.export.deidentify import Deidentification
 from monai_smia.export.lattice import Lattice
 from monai_smia.export.stored import StoredImage, appearing
 
@@ -17,6 +18,7 @@ itk, _ = optional_import("itk")
 
 SUFFIXES = (".nrrd", ".mha", ".mhd")
 ADDED = "ITK_"  # what ITK adds to the metadata that it reads
+GEOMETRY = ("NRRD_kinds", "NRRD_measurement frame", "NRRD_space")
 LONGEST_HEADER = 1 << 16
 
 
@@ -29,6 +31,7 @@ class ItkImage(StoredImage):
 
     Args:
         path: the file.
+        deidentify: leave all metadata but the geometry out of the copies.
 
     Raises:
         ImportError: without itk.
@@ -42,8 +45,9 @@ class ItkImage(StoredImage):
             image.write(image.values() + 1.0, Path("ct_adversarial.nrrd"))
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, *, deidentify: Deidentification | None = None) -> None:
         self.path = Path(path)
+        self._deidentify = deidentify
         if not self.path.is_file():
             raise FileNotFoundError(f"path: no file {self.path}")
         self.suffix = self.path.suffix.lower()
@@ -71,8 +75,9 @@ class ItkImage(StoredImage):
         image = _read_image(self.path)
         itk.array_view_from_image(image)[...] = stored
         notes = image.GetMetaDataDictionary()
-        for key in [key for key in notes.GetKeys() if key.startswith(ADDED)]:
-            notes.Erase(key)
+        for key in list(notes.GetKeys()):
+            if key.startswith(ADDED) or not (self._deidentify is None or key.startswith(GEOMETRY)):
+                notes.Erase(key)
         with appearing(path) as place:
             try:
                 itk.imwrite(image, str(place), compression=_is_compressed(self.path))

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -66,11 +66,17 @@ class Manifest:
         """The copies."""
         return [self.file.parent / row[self.image_key] for row in self.read() if self.image_key in row]
 
-    def keep(self, sources: Sequence[str]) -> list[dict[str, Any]]:
-        """Only the entries of these source files, those whose cases are done; the others are returned."""
-        wanted = {os.path.abspath(source) for source in sources}
+    def keep(self, sources: Sequence[str], seal: Callable[[str], str] | None = None) -> list[dict[str, Any]]:
+        """Only the entries of these source files, those whose cases are done; the others are returned.
+
+        Args:
+            sources: the files.
+            seal: name of a file under ``made.case``, where the manifest does not tell the file.
+        """
+        wanted = {os.path.abspath(source) if seal is None else seal(source) for source in sources}
         rows = self.read()
-        kept = [row for row in rows if os.path.abspath(row[MADE]["source"]) in wanted]
+        own = [row[MADE]["case"] if seal else os.path.abspath(row[MADE]["source"]) for row in rows]
+        kept = [row for row, name in zip(rows, own, strict=True) if name in wanted]
         self._write(kept)
         return [row for row in rows if row not in kept]
 

@@ -19,6 +19,7 @@ from torch import nn
 from monai_smia.attacks import BPDA, Attack, AttackResult, EoT, GaussianNoise
 from monai_smia.export.agreement import close, same_values
 from monai_smia.export.carried_back import extremes_scale, keeps_places, slope_of
+from monai_smia.export.deidentify import Deidentification
 from monai_smia.export.dependence import same
 from monai_smia.export.feeding import Fed, Feed
 from monai_smia.export.fitted_attack import fitted_attack, one_eps
@@ -291,6 +292,7 @@ def native_case(
     image_key: str = CommonKeys.IMAGE,
     bpda: Mapping[str, Approximation | None] | None = None,
     as_png: bool = False,
+    deidentify: Deidentification | None = None,
 ) -> NativeCase:
     """One case of an evaluator, ready to be attacked on its file's own grid.
 
@@ -300,6 +302,7 @@ def native_case(
         image_key: of the image, and of its path in the data list.
         bpda: name of a transform without a gradient to what stands in for it, see `replay`.
         as_png: write copies of JPEG files as PNG, see `PictureImage`.
+        deidentify: takes what names the patient out of the copies.
 
     Raises:
         NotDifferentiableError: naming the transforms that no gradient gets through.
@@ -314,7 +317,7 @@ def native_case(
                 attacked = case.attack(SMIA(bundle.loss(), eps=10.0))  # HU
                 case.stored.write(attacked.values, Path("adversarial.nii.gz"))
     """
-    return case_from(evaluator, evaluator.data_loader, index, image_key, bpda, as_png)
+    return case_from(evaluator, evaluator.data_loader, index, image_key, bpda, as_png, deidentify)
 
 
 def case_from(
@@ -324,12 +327,13 @@ def case_from(
     image_key: str,
     bpda: Mapping[str, Approximation | None] | None,
     as_png: bool = False,
+    deidentify: Deidentification | None = None,
 ) -> NativeCase:
     """`native_case` of a loader that the evaluator need not hold at the moment."""
     dataset = loader.dataset
     item, preprocessing = _source(dataset, index)
     path = _path_of(item[image_key], image_key)
-    stored = open_stored(path, reader=reader_at(preprocessing, item, image_key), as_png=as_png)
+    stored = open_stored(path, reader=reader_at(preprocessing, item, image_key), as_png=as_png, deidentify=deidentify)
     feed = Feed(evaluator.prepare_batch, loader.collate_fn, evaluator.state.device)
     loaded = replay(preprocessing, item, image_key, bpda, reaches=feed.needs)
     same_values(stored, loaded, path)

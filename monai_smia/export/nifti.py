@@ -12,10 +12,14 @@ import nibabel as nib
 import numpy as np
 import torch
 
+from monai_smia.export.deidentify import Deidentification
 from monai_smia.export.lattice import Lattice
 from monai_smia.export.stored import StoredImage, appearing
 
 UNREADABLE_VOXELS = (EOFError, OSError, ValueError, zlib.error)
+NIFTI_1, NIFTI_2 = 348, 540  # bytes of the headers; the extensions come after them
+TEXTS_1 = ((4, 28), (148, 104), (328, 16))  # data_type and db_name, descrip and aux_file, intent_name
+TEXTS_2 = ((240, 104), (508, 16))
 GZIP_LEVEL = 1  # as nibabel writes: a whole volume in a second or two
 
 
@@ -27,6 +31,7 @@ class NiftiImage(StoredImage):
 
     Args:
         path: the file.
+        deidentify: blank the texts of the header and the extensions of the copies.
 
     Raises:
         ValueError: when it cannot be read, is a pair of files, or has other axes or a type that no network takes.
@@ -38,8 +43,9 @@ class NiftiImage(StoredImage):
             image.write(image.values() + 1.0, Path("ct_adversarial.nii.gz"))
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, *, deidentify: Deidentification | None = None) -> None:
         self.path = Path(path)
+        self._deidentify = deidentify
         image = _load(self.path)
         self._proxy = image.dataobj
         try:
@@ -72,7 +78,8 @@ class NiftiImage(StoredImage):
         voxels = levels.astype(self._levels.dtype).tobytes(order="F")
         content = _read_bytes(self.path)
         begin = int(self._proxy.offset)
-        content = content[:begin] + voxels + content[begin + len(voxels) :]
+        head = content[:begin] if self._deidentify is None else _blanked(content[:begin])
+        content = head + voxels + content[begin + len(voxels) :]
         with appearing(path) as place:
             place.write_bytes(gzip.compress(content, GZIP_LEVEL, mtime=0) if _is_gzip(path) else content)
 
@@ -100,6 +107,17 @@ def _load(path: Path) -> Any:
     if not isinstance(image, nib.Nifti1Image) or path.suffix in (".hdr", ".img"):
         raise ValueError(f"path: expected a NIfTI file in one piece; got {type(image).__name__} in {path}")
     return image
+
+
+def _blanked(head: bytes) -> bytes:
+    """A header without its texts, and zeros in the place of its extensions."""
+    blank = bytearray(head)
+    second = any(int.from_bytes(head[:4], order) == NIFTI_2 for order in ("little", "big"))
+    for begin, length in TEXTS_2 if second else TEXTS_1:
+        blank[begin : begin + length] = bytes(length)
+    after = NIFTI_2 if second else NIFTI_1
+    blank[after:] = bytes(len(blank) - after)
+    return bytes(blank)
 
 
 def _is_gzip(path: Path) -> bool:

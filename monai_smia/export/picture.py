@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from monai.utils import optional_import
 
+from monai_smia.export.deidentify import Deidentification
 from monai_smia.export.lattice import Lattice
 from monai_smia.export.picture_parts import splice_jpeg, splice_png
 from monai_smia.export.soft_jpeg import SoftJPEG
@@ -39,6 +40,7 @@ class PictureImage(StoredImage):
         path: the file.
         quality: of the copies of a JPEG file, 1 to 100; ``None`` for the original's tables.
         as_png: write the copies of a JPEG file as PNG, without loss, with its ICC profile and EXIF.
+        deidentify: leave EXIF, texts, comments, times and colour profiles out of the copies.
 
     Raises:
         ImportError: without Pillow (the extra ``report``).
@@ -52,15 +54,23 @@ class PictureImage(StoredImage):
             picture.write(picture.values() + 1.0, Path("fundus_adversarial.jpg"))
     """
 
-    def __init__(self, path: str | Path, *, quality: int | None = None, as_png: bool = False) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        quality: int | None = None,
+        as_png: bool = False,
+        deidentify: Deidentification | None = None,
+    ) -> None:
         self.path = Path(path)
+        self._deidentify = deidentify
         if not self.path.is_file():
             raise FileNotFoundError(f"path: no file {self.path}")
         self._content = self.path.read_bytes()
         self._array, self._options, self._format = _open(self._content, self.path)
         self._converted = as_png and self._format == "JPEG"
         if self._converted:
-            self._format, self._options = "PNG", _profiles(self._content)
+            self._format, self._options = "PNG", _profiles(self._content) if deidentify is None else {}
         if quality is not None:
             if self._format != "JPEG" or isinstance(quality, bool) or not 1 <= quality <= 100:
                 raise ValueError(f"quality: expected None, or 1 to 100 for JPEG; got {quality!r} for {self.path.name}")
@@ -100,7 +110,7 @@ class PictureImage(StoredImage):
         if self._converted:
             return stream.getvalue()
         splice = splice_png if self._format == "PNG" else splice_jpeg
-        return splice(self._content, stream.getvalue())
+        return splice(self._content, stream.getvalue(), self._deidentify is not None)
 
 
 def _open(content: bytes, path: Path) -> tuple[np.ndarray, dict[str, Any], str]:
