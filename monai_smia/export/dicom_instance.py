@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,12 +13,31 @@ import numpy as np
 from monai.utils import optional_import
 
 from monai_smia.export.deidentify import Deidentification
+from monai_smia.export.stored import one_line
 
 pydicom, _ = optional_import("pydicom")
 
 DERIVATION = "monai_smia: pixel values changed by an adversarial attack"
 GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
-UNREADABLE = (AttributeError, EOFError, NotImplementedError, OSError, RuntimeError, TypeError, ValueError)
+DAMAGED = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    struct.error,
+    zlib.error,
+)
+"""What pydicom raises where the bytes of a file are damaged: it decodes an element when it is first asked for."""
+NUMBERS = ("ImagePositionPatient", "ImageOrientationPatient", "InstanceNumber")
+LATER = (
+    *NUMBERS,
+    *("SeriesInstanceUID", "Modality", "PhotometricInterpretation", "SeriesDate", "SeriesNumber", "SequenceName"),
+    "SliceThickness",
+)
 LONGEST_TEXT, LONGEST_NAME = 1024, 64  # characters of the value representations ST and LO
 
 
@@ -49,13 +70,26 @@ class DicomInstance:
             ValueError: when it cannot be read, is truncated, has colours, other than 8 or 16 bits per pixel, a lookup
                 table, or, for CT, no RescaleSlope and RescaleIntercept.
         """
+        try:
+            return cls._read(path)
+        except (*DAMAGED, pydicom.errors.BytesLengthException) as error:
+            if isinstance(error, ValueError) and str(error).startswith("path: "):
+                raise
+            raise ValueError(f"path: {path} cannot be read as DICOM: {one_line(error)}") from error
+
+    @classmethod
+    def _read(cls, path: Path) -> DicomInstance:
         dataset = _read_dataset(path)
         _check_pixels(dataset, path)
+        for keyword in LATER:
+            value = dataset.get(keyword)
+            if value and keyword in NUMBERS:
+                np.asarray(value, dtype=np.float64)
         frames = int(dataset.get("NumberOfFrames") or 1)
         try:
             array = np.asarray(dataset.pixel_array).reshape(frames, int(dataset.Rows), int(dataset.Columns))
-        except UNREADABLE as error:
-            raise ValueError(f"path: the pixels of {path} cannot be read: {error}") from error
+        except (*DAMAGED, OSError, pydicom.errors.BytesLengthException) as error:
+            raise ValueError(f"path: the pixels of {path} cannot be read: {one_line(error)}") from error
         bits, signed = int(dataset.BitsStored), int(dataset.PixelRepresentation)
         lowest, highest = (-(1 << bits - 1), (1 << bits - 1) - 1) if signed else (0, (1 << bits) - 1)
         if array.min() < lowest or array.max() > highest:
@@ -78,6 +112,17 @@ class DicomInstance:
             series_uid: of the new series.
             deidentify: takes the patient away; ``None`` keeps what the file says.
         """
+        try:
+            dataset = self._changed(levels, series_uid, deidentify)
+            dataset.save_as(path)
+        except (
+            *DAMAGED,
+            pydicom.errors.BytesLengthException,
+        ) as error:  # an element that reading the pixels does not ask for
+            raise ValueError(f"path: {self.path} cannot be copied: {one_line(error)}") from error
+
+    def _changed(self, levels: np.ndarray, series_uid: str, deidentify: Deidentification | None) -> Any:
+        """The data set of the copy."""
         dataset = _read_dataset(self.path)
         content = _as_words(levels, dataset, self.path)
         if dataset.file_meta.TransferSyntaxUID.is_encapsulated:
@@ -100,7 +145,7 @@ class DicomInstance:
             _mark(dataset, series_uid, instance_uid)
         else:
             _mark(dataset, series_uid, pydicom.uid.generate_uid(prefix=None))
-        dataset.save_as(path)
+        return dataset
 
 
 def _read_dataset(path: Path) -> Any:
@@ -108,8 +153,6 @@ def _read_dataset(path: Path) -> Any:
         dataset = pydicom.dcmread(path)
     except pydicom.errors.InvalidDicomError as error:
         raise ValueError(f"path: {path} is no DICOM file") from error
-    except (EOFError, NotImplementedError, ValueError) as error:
-        raise ValueError(f"path: {path} cannot be read as DICOM: {error}") from error
     if "TransferSyntaxUID" not in dataset.file_meta:
         raise ValueError(f"path: expected a TransferSyntaxUID in the file meta information; got none in {path}")
     return dataset

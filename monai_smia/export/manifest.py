@@ -54,8 +54,7 @@ class Manifest:
 
     def read(self) -> list[dict[str, Any]]:
         """The entries."""
-        content: list[dict[str, Any]] = json.loads(self.file.read_text(encoding="utf-8"))[LIST]
-        return content
+        return rows_of(self.file)
 
     def add(self, row: Mapping[str, Any]) -> None:
         """An entry more, or in place of the one of the same file; the manifest is written whole."""
@@ -82,6 +81,24 @@ class Manifest:
 
     def _write(self, rows: Sequence[Mapping[str, Any]]) -> None:
         write_whole(self.file, json.dumps({LIST: rows}, indent=2, default=_plain_value) + "\n", overwrite=True)
+
+
+def rows_of(file: Path) -> list[dict[str, Any]]:
+    """The entries of a manifest.
+
+    Raises:
+        ValueError: where it is damaged, or something else.
+    """
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:  # no JSON, or no text
+        raise ValueError(f"manifest: {file} is no JSON: {error}") from error
+    rows = content.get(LIST) if isinstance(content, dict) else None
+    if not isinstance(rows, list) or not all(
+        isinstance(row, dict) and isinstance(row.get(MADE, {}), dict) for row in rows
+    ):
+        raise ValueError(f"manifest: expected a list {LIST!r} of cases in {file}")
+    return rows
 
 
 def entry(

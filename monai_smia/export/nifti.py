@@ -14,7 +14,7 @@ import torch
 
 from monai_smia.export.deidentify import Deidentification
 from monai_smia.export.lattice import Lattice
-from monai_smia.export.stored import StoredImage, appearing
+from monai_smia.export.stored import StoredImage, appearing, one_line
 
 UNREADABLE_VOXELS = (EOFError, OSError, ValueError, zlib.error)
 NIFTI_1, NIFTI_2 = 348, 540  # bytes of the headers; the extensions come after them
@@ -51,7 +51,7 @@ class NiftiImage(StoredImage):
         try:
             self._levels = np.asanyarray(self._proxy.get_unscaled())
         except UNREADABLE_VOXELS as error:
-            raise ValueError(f"path: the voxels of {self.path} cannot be read: {error}") from error
+            raise ValueError(f"path: the voxels of {self.path} cannot be read: {one_line(error)}") from error
         if self._levels.ndim not in (2, 3, 4):
             raise ValueError(f"path: expected two to four axes; got {self._levels.shape} in {self.path}")
         slope = float(self._proxy.slope)
@@ -59,7 +59,7 @@ class NiftiImage(StoredImage):
         try:
             self.lattice = Lattice.of_type(self._levels.dtype, slope, float(self._proxy.inter))
         except ValueError as error:
-            raise ValueError(f"path: {self.path}: {error}") from None
+            raise ValueError(f"path: {self.path}: {one_line(error)}") from None
         self.suffix = ".nii.gz" if _is_gzip(self.path) else ".nii"
 
     def values(self) -> torch.Tensor:
@@ -103,7 +103,7 @@ def _load(path: Path) -> Any:
     try:
         image: Any = nib.load(path)
     except (*UNREADABLE_VOXELS, nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError) as error:
-        raise ValueError(f"path: {path} cannot be read as NIfTI: {error}") from error
+        raise ValueError(f"path: {path} cannot be read as NIfTI: {one_line(error)}") from error
     if not isinstance(image, nib.Nifti1Image) or path.suffix in (".hdr", ".img"):
         raise ValueError(f"path: expected a NIfTI file in one piece; got {type(image).__name__} in {path}")
     return image
@@ -129,4 +129,4 @@ def _read_bytes(path: Path) -> bytes:
     try:
         return gzip.decompress(content) if _is_gzip(path) else content
     except UNREADABLE_VOXELS as error:
-        raise ValueError(f"path: {path} cannot be read to its end: {error}") from error
+        raise ValueError(f"path: {path} cannot be read to its end: {one_line(error)}") from error

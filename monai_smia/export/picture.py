@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +15,17 @@ from monai.utils import optional_import
 
 from monai_smia.export.deidentify import Deidentification
 from monai_smia.export.lattice import Lattice
-from monai_smia.export.picture_parts import splice_jpeg, splice_png
+from monai_smia.export.picture_parts import jpeg_segments, splice_jpeg, splice_png
 from monai_smia.export.soft_jpeg import SoftJPEG
-from monai_smia.export.stored import StoredImage, appearing
+from monai_smia.export.stored import StoredImage, appearing, one_line
 
 Image, _ = optional_import("PIL.Image")
 JpegImagePlugin, _ = optional_import("PIL.JpegImagePlugin")
 
 SUFFIXES = {"PNG": (".png",), "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif")}
 PNG_KINDS = {(8, 0): np.uint8, (16, 0): np.uint16, (8, 2): np.uint8}  # bit depth and colour type: grey, grey, RGB
-UNREADABLE_PICTURE = (EOFError, OSError, SyntaxError, ValueError)
+UNREADABLE_PICTURE = (EOFError, LookupError, OSError, SyntaxError, TypeError, ValueError, struct.error, zlib.error)
+"""What Pillow and the parts of a file raise where its bytes are damaged."""
 
 
 class PictureImage(StoredImage):
@@ -118,12 +121,14 @@ def _open(content: bytes, path: Path) -> tuple[np.ndarray, dict[str, Any], str]:
     try:
         with Image.open(io.BytesIO(content)) as image:
             kind = _check_kind(image, content, path)
+            if image.format == "JPEG":
+                list(jpeg_segments(content))  # a copy takes them over, so they must be whole
             array = np.array(image).astype(kind)
             return array, _jpeg_options(image, path) if image.format == "JPEG" else {}, image.format
     except _PictureError:
         raise
     except UNREADABLE_PICTURE as error:
-        raise ValueError(f"path: {path} cannot be read as a picture: {error}") from error
+        raise ValueError(f"path: {path} cannot be read as a picture: {one_line(error)}") from error
 
 
 def _profiles(content: bytes) -> dict[str, Any]:
