@@ -18,6 +18,7 @@ from monai_smia.export.stored import StoredImage, appearing, one_line
 
 UNREADABLE_VOXELS = (EOFError, OSError, ValueError, zlib.error)
 NIFTI_1, NIFTI_2 = 348, 540  # bytes of the headers; the extensions come after them
+EXTENDER = 4
 TEXTS_1 = ((4, 28), (148, 104), (328, 16))  # data_type and db_name, descrip and aux_file, intent_name
 TEXTS_2 = ((240, 104), (508, 16))
 GZIP_LEVEL = 1  # as nibabel writes: a whole volume in a second or two
@@ -48,6 +49,11 @@ class NiftiImage(StoredImage):
         self._deidentify = deidentify
         image = _load(self.path)
         self._proxy = image.dataobj
+        after = (NIFTI_2 if isinstance(image, nib.Nifti2Image) else NIFTI_1) + EXTENDER
+        if int(self._proxy.offset) < after:  # a copy's voxels would lie over its header
+            raise ValueError(
+                f"path: expected the voxels of {self.path} after byte {after}; its header says {self._proxy.offset}"
+            )
         try:
             self._levels = np.asanyarray(self._proxy.get_unscaled())
         except UNREADABLE_VOXELS as error:

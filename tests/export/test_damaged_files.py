@@ -17,7 +17,7 @@ pytest.importorskip("itk")
 from dicom_files import levels_of, save_series
 
 from benchmarks import damage
-from monai_smia.export import DicomSeries, ItkImage, open_stored
+from monai_smia.export import DicomSeries, ItkImage, NiftiImage, open_stored
 
 TRIES = 12
 IMAGES = [kind for kind, (_, read) in damage.KINDS.items() if read is damage.read_image]
@@ -161,3 +161,13 @@ def test_a_compressed_file_in_two_parts_is_checked_too(tmp_path: Path) -> None:
     voxels.write_bytes(content)
     with pytest.raises(ValueError, match=voxels.name):
         ItkImage(tmp_path / "a.mhd")
+
+
+@pytest.mark.parametrize("offset", [0.0, 351.0])
+def test_voxels_that_would_lie_over_the_header_are_refused(tmp_path: Path, offset: float) -> None:
+    path = damage.as_nifti(".nii")(tmp_path)
+    content = bytearray(path.read_bytes())
+    content[108:112] = np.float32(offset).tobytes()
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"image\.nii"):
+        NiftiImage(path)
