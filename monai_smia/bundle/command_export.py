@@ -12,6 +12,13 @@ from monai_smia.bundle.exporting import export_cohort
 from monai_smia.bundle.opening import open_bundle
 from monai_smia.export import Cohort
 from monai_smia.export.cohort import cohort_markdown
+from monai_smia.export.dicom import SUFFIXES
+from monai_smia.export.manifest import IMAGES, MADE, Manifest
+
+KEPT = (
+    "monai-smia: the DICOM copies keep what their originals say of the patient (name, ID, dates, private elements); "
+    "--deidentify takes it out"
+)
 
 
 def export(
@@ -28,6 +35,8 @@ def export(
     naive: bool = False,
     qualities: Any = None,
     as_png: bool = False,
+    deidentify: bool = False,
+    keep_link: bool = False,
     configs: Any = None,
     device: str | None = None,
     seed: int = 0,
@@ -56,6 +65,8 @@ def export(
         naive: show beside it what is left of an attack on the network's input that is rounded afterwards.
         qualities: lowest,highest of JPEG that the attack shall outlast, such as 50,95; for pictures.
         as_png: write copies of JPEG files as PNG, without loss.
+        deidentify: take what names the patient out of the copies (DICOM PS3.15 basic profile) and the manifest.
+        keep_link: with deidentify, still say in the manifest where each copy came from.
         configs: names of configuration files, if others than the bundle's usual ones.
         device: such as cpu or cuda:0.
         seed: of the attack's randomness.
@@ -87,6 +98,8 @@ def export(
             naive=naive,
             qualities=qualities,
             as_png=as_png,
+            deidentify=deidentify,
+            keep_link=keep_link,
         )
     return tell(cohort)
 
@@ -95,9 +108,24 @@ def tell(cohort: Cohort) -> int:
     """Print what a person wants to know; the exit status."""
     print(cohort_markdown(dataclasses.replace(cohort, failures=())))
     print(f"\nCohort: {cohort.manifest}")
+    if keeps_patients(cohort):
+        print(KEPT, file=sys.stderr)
     for failure in cohort.failures:
         print(f"failed: {failure.case} ({failure.stage}): {failure.error}", file=sys.stderr)
     return 1 if cohort.failures else 0
+
+
+def keeps_patients(cohort: Cohort) -> bool:
+    """Whether there are DICOM copies that say whose they are."""
+    rows = Manifest(cohort.manifest, "").read()
+    copies = [
+        cohort.folder / value
+        for row in rows
+        if "deidentified" not in row[MADE]
+        for value in row.values()
+        if isinstance(value, str) and value.startswith(f"{IMAGES}/")
+    ]
+    return any(copy.is_dir() or copy.suffix.lower() in SUFFIXES for copy in copies)
 
 
 def export_from_config(evaluator: Any, **arguments: Any) -> None:

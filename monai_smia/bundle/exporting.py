@@ -38,6 +38,8 @@ def export_cohort(
     qualities: Sequence[int] | None = None,
     naive: bool = False,
     as_png: bool = False,
+    deidentify: bool = False,
+    keep_link: bool = False,
     intensity: IntensityScale | None = None,
     image_key: str = CommonKeys.IMAGE,
     label_key: str = CommonKeys.LABEL,
@@ -60,7 +62,7 @@ def export_cohort(
         options: arguments of the attack.
         cases: how many, the first ones, or file names; ``None`` for all.
         bpda: see `monai_smia.export.native_case`.
-        qualities, naive, as_png: see `monai_smia.export.write_cohort`.
+        qualities, naive, as_png, deidentify, keep_link: see `monai_smia.export.write_cohort`.
         intensity: physical unit of the network's input, for the report.
         image_key, label_key, seed, resume, retry_failed, progress: see `monai_smia.export.write_cohort`.
         out: folder of the copies.
@@ -99,6 +101,8 @@ def export_cohort(
         qualities=qualities,
         naive=naive,
         as_png=as_png,
+        deidentify=deidentify,
+        keep_link=keep_link,
         intensity=intensity,
         unit=budget.unit,
         seed=seed,

@@ -27,7 +27,7 @@ def read_dataset_json(folder: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"dataset_dir: expected {path}, which does not exist")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # no JSON, or no text
         raise ValueError(f"dataset_dir: {path} is not JSON: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"dataset_dir: expected an object in {path}, got a {type(content).__name__}")

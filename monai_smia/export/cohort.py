@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import logging
 import os
@@ -22,7 +23,8 @@ from monai_smia.engines.folder_lock import NAME
 from monai_smia.engines.keeping import holding
 from monai_smia.engines.progress import Progress
 from monai_smia.export.case_maker import IN_MEMORY, NAIVE_IN_MEMORY, NAIVE_ON_DISK, ON_DISK, CaseMaker
-from monai_smia.export.manifest import IMAGES, MADE, Manifest
+from monai_smia.export.deidentify import Deidentification, require
+from monai_smia.export.manifest import IMAGES, Manifest
 from monai_smia.export.recompression import SAMPLES, Recompression
 from monai_smia.export.replay import Approximation
 from monai_smia.export.survival import Survival, survival_markdown, survival_of
@@ -69,6 +71,8 @@ def write_cohort(
     qualities: Sequence[int] | None = None,
     naive: bool = False,
     as_png: bool = False,
+    deidentify: bool = False,
+    keep_link: bool = False,
     intensity: IntensityScale | None = None,
     unit: str = "",
     seed: int = 0,
@@ -93,6 +97,9 @@ def write_cohort(
         naive: attack the network's input as well, at the same budget, bring the change back to the file's grid (see
             `carried_back`), round it, write it and read it: what is usual elsewhere. Its copies are not kept.
         as_png: write copies of JPEG files as PNG, which keeps what a second compression would take away.
+        deidentify: take what names the patient out of the copies, the manifest and the report, see `Deidentification`;
+            the key is ``deidentify.key`` in `folder`, which like ``progress`` is not to be handed on.
+        keep_link: with `deidentify`, still say in file names and manifest where each copy came from.
         intensity: physical unit of the network's input, for the report.
         unit: name of the files' physical unit, for the manifest.
         seed: of the attacks' randomness; every case has its own stream.
@@ -136,11 +143,28 @@ def write_cohort(
         EoT(attack, Recompression(qualities), samples=SAMPLES)  # refuses now what it would refuse for every case
     if naive and float(attack.norm) != float("inf"):
         raise ValueError(f"naive: expected an attack in Linf, whose budget is the same on both grids; got {attack!r}")
+    if deidentify:
+        require()
     manifest.begin()
+    hidden = Deidentification.of_folder(place, keep_link) if deidentify else None
+    manifest = Manifest(manifest.file, image_key, None if hidden is None or keep_link else hidden.seal)
     loader = evaluator.data_loader
     swap = ExitStack()
     swap.enter_context(other_loader(evaluator, one_by_one(evaluator)))
-    maker = CaseMaker(evaluator, loader, attack, relative, manifest, dict(bpda or {}), unit, seed, qualities, as_png)
+    maker = CaseMaker(
+        evaluator,
+        loader,
+        attack,
+        relative,
+        manifest,
+        dict(bpda or {}),
+        unit,
+        seed,
+        qualities,
+        as_png,
+        hidden,
+        label_key,
+    )
     runs = [IN_MEMORY, ON_DISK, *([NAIVE_IN_MEMORY, NAIVE_ON_DISK] if naive else [])]
     try:
         run = CaseByCase(
@@ -158,6 +182,7 @@ def write_cohort(
                 "naive": str(naive),
                 "qualities": repr(qualities),
                 "as_png": str(as_png),
+                "deidentify": f"{deidentify}, keep_link {keep_link}",
                 "images": listed(loader.dataset, image_key),
                 "unit": unit,
             },
@@ -174,10 +199,22 @@ def write_cohort(
     _drop_unfinished(manifest, run.state.names)
     usual = survival_of(report, NAIVE_IN_MEMORY, NAIVE_ON_DISK) if naive else ()
     cohort = Cohort(place, manifest.file, report, survival_of(report, IN_MEMORY, ON_DISK), usual, run.failures)
+    shown = cohort
+    if hidden is not None and not keep_link:
+        shown = _nameless(cohort, manifest, run.case_names())
     with own.replacing() as made:
-        report.save(made / "report")
-        write_whole(made / "report" / "survival.md", cohort_markdown(cohort) + "\n")
+        shown.report.save(made / "report")
+        write_whole(made / "report" / "survival.md", cohort_markdown(shown) + "\n")
     return cohort
+
+
+def _nameless(cohort: Cohort, manifest: Manifest, names: Mapping[str, str]) -> Cohort:
+    """The cohort whose cases have the names of their copies."""
+    sealed = {name: manifest.identity_of(file) for file, name in names.items()}
+    copies = {manifest.identity(row): row[manifest.image_key] for row in manifest.read()}
+    rows = tuple({**row, "case": copies.get(sealed.get(str(row["case"]), ""), "")} for row in cohort.report.cases)
+    failures = tuple(Failure("a case", one.stage, "told when it happened") for one in cohort.failures)
+    return dataclasses.replace(cohort, report=dataclasses.replace(cohort.report, cases=rows), failures=failures)
 
 
 def _check_copies(manifest: Manifest, state: Progress) -> None:
@@ -186,11 +223,11 @@ def _check_copies(manifest: Manifest, state: Progress) -> None:
     Raises:
         FileExistsError: naming the first that is not.
     """
-    rows = {os.path.abspath(row[MADE]["source"]): row for row in manifest.read() if manifest.image_key in row}
+    rows = {manifest.identity(row): row for row in manifest.read() if manifest.image_key in row}
     gone = []
     for number, record in state.records.items():
         for name in (name for part in record.parts for name in part.names):
-            row = rows.get(os.path.abspath(name))
+            row = rows.get(manifest.identity_of(name))
             found = "gone" if row is None else manifest.state(row)
             if row is not None and found == "changed":
                 raise FileExistsError(

@@ -7,7 +7,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -49,11 +49,14 @@ class Manifest:
     Args:
         file: where it lies; an existing one is gone on with.
         image_key: of the image in every item.
+        seal: gives a source file the name under ``made.case`` that stands for it, where entries do not tell the file;
+            ``None`` where they do.
     """
 
-    def __init__(self, file: Path, image_key: str) -> None:
+    def __init__(self, file: Path, image_key: str, seal: Callable[[str | Path], str] | None = None) -> None:
         self.file = file
         self.image_key = image_key
+        self.seal = seal
 
     def exists(self) -> bool:
         """Whether the file is there."""
@@ -140,8 +143,16 @@ class Manifest:
 
     def others(self, sources: Sequence[str]) -> list[dict[str, Any]]:
         """The entries of other source files than these."""
-        wanted = {os.path.abspath(source) for source in sources}
-        return [row for row in self.read() if os.path.abspath(row[MADE]["source"]) not in wanted]
+        wanted = {self.identity_of(source) for source in sources}
+        return [row for row in self.read() if self.identity(row) not in wanted]
+
+    def identity(self, row: Mapping[str, Any]) -> str:
+        """What tells an entry's source file from others."""
+        return str(row[MADE]["case"]) if self.seal is not None else os.path.abspath(row[MADE]["source"])
+
+    def identity_of(self, source: str | Path) -> str:
+        """The same, of a file."""
+        return self.seal(source) if self.seal is not None else os.path.abspath(source)
 
     def drop(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Forget these entries."""
@@ -161,7 +172,8 @@ class Manifest:
         inside = isinstance(copy, str) and copy.startswith(f"{IMAGES}/") and isinstance(parts, dict)
         names = (str(copy).removeprefix(f"{IMAGES}/"), *(parts or ()))
         inside = inside and all(re.fullmatch(r"(?!\.{1,2}$)[^/\\]+", name) for name in names)
-        told = isinstance(made, dict) and all(isinstance(made.get(key), str) for key in ("source", "sha256"))
+        told = isinstance(made, dict) and isinstance(made.get("sha256"), str)
+        told = told and (isinstance(made.get("source"), str) or isinstance(made.get("case"), str))
         if not inside or not told:
             raise ValueError(
                 f"folder: {self.file} has an entry that this program does not write ({self.image_key}: {copy!r}); "
@@ -181,6 +193,24 @@ class Manifest:
         write_whole(
             self.file, json.dumps({MARK: _WRITER, LIST: rows}, indent=2, default=_plain_value) + "\n", overwrite=True
         )
+
+
+def rows_of(file: Path) -> list[dict[str, Any]]:
+    """The entries of a manifest.
+
+    Raises:
+        ValueError: where it is damaged, or something else.
+    """
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:  # no JSON, or no text
+        raise ValueError(f"manifest: {file} is no JSON: {error}") from error
+    rows = content.get(LIST) if isinstance(content, dict) else None
+    if not isinstance(rows, list) or not all(
+        isinstance(row, dict) and isinstance(row.get(MADE, {}), dict) for row in rows
+    ):
+        raise ValueError(f"manifest: expected a list {LIST!r} of cases in {file}")
+    return rows
 
 
 def entry(

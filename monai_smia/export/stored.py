@@ -82,6 +82,12 @@ class StoredImage(ABC):
         return plain
 
 
+def one_line(error: BaseException) -> str:
+    """What an error says, without the lines of its library."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
 @contextmanager
 def appearing(path: Path) -> Iterator[Path]:
     """A temporary place beside `path` that becomes it at the end; after an error nothing is left.
