@@ -19,6 +19,7 @@ from monai_smia.intensity import IntensityScale
 from monai_smia.reports import CaseView
 from monai_smia.reports.case_views import case_view
 from monai_smia.reports.files import write_whole
+from monai_smia.reports.schema import ViewIndexFile, file_in, validated
 from monai_smia.reports.view_files import load_view, save_view
 
 _BUDGET = re.compile(r"_([\d.]+(?:e-?\d+)?[^_]*)$")
@@ -61,7 +62,7 @@ class ViewKeeper:
             "detections": detections,
         }
         self._index = self.folder / "index.json"
-        self._kept: dict[str, dict[str, Any]] = json.loads(self._index.read_text()) if self._index.exists() else {}
+        self._kept = _read_index(self._index)
         self.drop()
 
     def drop(self) -> None:
@@ -108,8 +109,7 @@ class ViewKeeper:
         """
         found = {case: (entry["score"], self.folder / entry["file"]) for case, entry in self._kept.items()}
         for folder in map(Path, others):
-            index = folder / "index.json"
-            kept = json.loads(index.read_text()) if index.exists() else {}
+            kept = _read_index(folder / "index.json")
             found |= {case: (entry["score"], folder / entry["file"]) for case, entry in kept.items()}
         order = sorted((case for case in cases if case in found), key=lambda case: -found[case][0])
         return [dataclasses.replace(load_view(found[case][1]), case=cases[case]) for case in order[: self.count]]
@@ -131,9 +131,28 @@ class ViewKeeper:
         save_view(view, self.folder / file, overwrite=True)
         old = None if instead_of is None else self._kept.pop(instead_of)
         self._kept[name] = {"file": file, "score": score}
-        write_whole(self._index, json.dumps(self._kept), overwrite=True)
+        content = {"version": ViewIndexFile.VERSION, "cases": self._kept}
+        write_whole(self._index, json.dumps(content), overwrite=True)
         if old is not None:
             (self.folder / old["file"]).unlink(missing_ok=True)
+
+
+def _read_index(file: Path) -> dict[str, dict[str, Any]]:
+    """Case to file and score; every file lies beside the index.
+
+    Raises:
+        ValueError: when it is no index, or names a file elsewhere.
+    """
+    if not file.exists():
+        return {}
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:  # of the encoding too
+        raise ValueError(f"{file}: expected JSON; {error}") from error
+    kept = validated(ViewIndexFile, content, file).cases
+    for entry in kept.values():
+        file_in(file.parent, entry.file)
+    return {case: entry.model_dump() for case, entry in kept.items()}
 
 
 def _of(batch: Any, key: str) -> list[Any]:

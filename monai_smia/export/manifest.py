@@ -17,6 +17,7 @@ import torch
 from monai_smia.attacks import Attack
 from monai_smia.export.stored import checksum
 from monai_smia.reports.files import write_whole
+from monai_smia.reports.schema import ManifestFile, validated
 
 LIST = "adversarial"
 """The key of the data list in the file."""
@@ -53,9 +54,12 @@ class Manifest:
             self._write([])
 
     def read(self) -> list[dict[str, Any]]:
-        """The entries."""
-        content: list[dict[str, Any]] = json.loads(self.file.read_text(encoding="utf-8"))[LIST]
-        return content
+        """The entries.
+
+        Raises:
+            ValueError: as `read_manifest`.
+        """
+        return read_manifest(self.file, self.image_key)
 
     def add(self, row: Mapping[str, Any]) -> None:
         """An entry more, or in place of the one of the same file; the manifest is written whole."""
@@ -75,7 +79,32 @@ class Manifest:
         return [row for row in rows if row not in kept]
 
     def _write(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        write_whole(self.file, json.dumps({LIST: rows}, indent=2, default=_plain_value) + "\n", overwrite=True)
+        write_whole(
+            self.file,
+            json.dumps({"version": ManifestFile.VERSION, LIST: rows}, indent=2, default=_plain_value) + "\n",
+            overwrite=True,
+        )
+
+
+def read_manifest(file: Path, image_key: str | None = None) -> list[dict[str, Any]]:
+    """The entries of a manifest, which must be one, with images that lie below its folder.
+
+    Args:
+        file: the manifest.
+        image_key: of the image in every item; ``None`` does not look at its path.
+
+    Raises:
+        ValueError: naming the file and what is wrong in it: no JSON, no manifest, of a newer version, an image that
+            lies elsewhere.
+    """
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:  # of the encoding too
+        raise ValueError(f"{file}: expected JSON; {error}") from error
+    try:
+        return validated(ManifestFile, content, file).rows(image_key)
+    except ValueError as error:
+        raise ValueError(f"{file}: expected a manifest that monai-smia export wrote; {error}") from None
 
 
 def entry(

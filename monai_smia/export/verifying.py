@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from monai_smia.attacks.heads import LossFunction
 from monai_smia.engines import CaseByCase
 from monai_smia.engines.batches import Failure
 from monai_smia.export.case_maker import IN_MEMORY, ON_DISK
-from monai_smia.export.manifest import LIST, MADE
+from monai_smia.export.manifest import LIST, MADE, read_manifest
 from monai_smia.export.stored import checksum
 from monai_smia.export.survival import LOSS, Survival
 from monai_smia.reports import CLEAN, RobustnessReport
@@ -74,7 +73,7 @@ def verify_on_disk(
     """
     place = Path(manifest)
     place = place / "manifest.json" if place.is_dir() else place
-    rows = _rows(place)
+    rows = _rows(place, image_key)
     folder = place.parent if files is None else Path(files)
     paths = [folder / row[image_key] if files is None else folder / Path(row[image_key]).name for row in rows]
     changed = [path for path, row in zip(paths, rows, strict=True) if not _same(path, row[MADE]["sha256"])]
@@ -95,10 +94,13 @@ def verify_on_disk(
     return Verification(_survival(place.parent, rows, paths, report), tuple(changed), report, run.failures)
 
 
-def _rows(manifest: Path) -> list[dict[str, Any]]:
+def _rows(manifest: Path, image_key: str) -> list[dict[str, Any]]:
     if not manifest.is_file():
         raise FileNotFoundError(f"manifest: no file {manifest}")
-    rows: list[dict[str, Any]] = json.loads(manifest.read_text(encoding="utf-8")).get(LIST, [])
+    try:
+        rows = read_manifest(manifest, image_key)
+    except ValueError as error:
+        raise ValueError(f"manifest: {error}") from error
     if not rows:
         raise ValueError(f"manifest: expected a list {LIST!r} with cases; got none in {manifest}")
     if not all("loss" in row.get(MADE, {}) for row in rows):
