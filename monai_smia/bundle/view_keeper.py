@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,11 +21,10 @@ from monai_smia.reports.files import write_whole
 from monai_smia.reports.schema import ViewIndexFile, file_in, validated
 from monai_smia.reports.view_files import load_view, save_view
 
-_BUDGET = re.compile(r"_([\d.]+(?:e-?\d+)?[^_]*)$")
-
 
 class ViewKeeper:
-    """Keeps the views of the cases whose loss an attack raised most; for each budget its strongest attack.
+    """Keeps the views of the cases whose loss an attack raised most, with every run: which of them is the worst depends
+    on the metric that one looks at, and is known when all cases are done.
 
     A watcher of `monai_smia.engines.CaseByCase`. Views are files, so that a run of any number of cases holds one batch
     in memory and a killed run finds them again.
@@ -80,8 +78,7 @@ class ViewKeeper:
             labels = [_kept(label) for label in _of(batch, self.label_key)] or [None] * len(images)
             self._clean = images, labels, [_kept(item) for item in _samples(shown, len(images))]
             return
-        found = _BUDGET.search(run)
-        at = self._worst.setdefault(found[1] if found else "", [])
+        at = self._worst.setdefault(run, [])
         outputs = _samples(shown, len(result.loss))
         for i, rise in enumerate((result.loss - result.clean_loss).abs().tolist()):
             if len(at) <= i:

@@ -104,7 +104,8 @@ def read_manifest(file: Path, image_key: str | None = None) -> list[dict[str, An
     try:
         return validated(ManifestFile, content, file).rows(image_key)
     except ValueError as error:
-        raise ValueError(f"{file}: expected a manifest that monai-smia export wrote; {error}") from None
+        where = "" if str(file) in str(error) else f"{file}: "
+        raise ValueError(f"{where}{error}; expected a manifest that monai-smia export wrote") from None
 
 
 def entry(
