@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from monai_smia.bundle.attack_options import read_attack_options
+from monai_smia.bundle.command_note import say_that_it_runs
 from monai_smia.bundle.grid import known_attacks
 from monai_smia.bundle.honoured import refuse_ignored
 from monai_smia.bundle.opening import OpenBundle, open_bundle
@@ -108,6 +109,7 @@ def evaluate(
     place = place.absolute()  # an open bundle is the working folder
     if shard is not None:
         write_call(place, {**call, **more})
+    say_that_it_runs(bundle)
     with open_bundle(
         bundle,
         configs=configs,

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from monai_smia.bundle.command_note import say_that_it_runs
 from monai_smia.bundle.exporting import export_cohort
 from monai_smia.bundle.opening import open_bundle
 from monai_smia.export import Cohort
@@ -74,6 +75,7 @@ def export(
     """
     place = Path(out) if out is not None else Path("adversarial") / Path(bundle).resolve().name
     place = place.absolute()  # an open bundle is the working folder
+    say_that_it_runs(bundle)
     with open_bundle(
         bundle,
         configs=configs,

@@ -228,7 +228,7 @@ def open_bundle(
     surroundings = Surroundings(root)
     surroundings.enter()
     try:
-        layout, parser = _choose(root, ways, metadata)
+        layout, parser = choose(root, ways, metadata)
         if parser is None:
             values = {**given, **({"device": device} if device else {}), **(overrides or {})}
             own = WorkflowSource(str(layout), root, values, **wanted)
@@ -247,14 +247,19 @@ def open_bundle(
         raise
 
 
-def _choose(root: Path, ways: list[Layout], metadata: dict[str, Any]) -> tuple[Layout, ConfigParser | None]:
-    """The first way that leads to an evaluator, with its text; no text for a workflow class."""
+def choose(
+    root: Path, ways: list[Layout], metadata: dict[str, Any], *, imports: bool = True
+) -> tuple[Layout, ConfigParser | None]:
+    """The first way that leads to an evaluator, with its text; no text for a workflow class.
+
+    `imports` is that of `find_ids`.
+    """
     tried = {}
     for layout in ways:
         if layout.workflow is not None:
             return layout, None
         parser = merge(layout.files, metadata)
-        if find_ids(resolved(parser).config) is not None:
+        if find_ids(resolved(parser).config, imports=imports) is not None:
             return layout, parser
         tried[str(layout)] = parser.config
     raise nothing_found(tried)

@@ -6,7 +6,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,14 +19,13 @@ from monai_smia.intensity import IntensityScale
 from monai_smia.reports import CaseView
 from monai_smia.reports.case_views import case_view
 from monai_smia.reports.files import write_whole
+from monai_smia.reports.schema import ViewIndexFile, file_in, validated
 from monai_smia.reports.view_files import load_view, save_view
-
-_FILE = re.compile(r"\d+\.npz")
-_BUDGET = re.compile(r"_([\d.]+(?:e-?\d+)?[^_]*)$")
 
 
 class ViewKeeper:
-    """Keeps the views of the cases whose loss an attack raised most; for each budget its strongest attack.
+    """Keeps the views of the cases whose loss an attack raised most, with every run: which of them is the worst depends
+    on the metric that one looks at, and is known when all cases are done.
 
     A watcher of `monai_smia.engines.CaseByCase`. Views are files, so that a run of any number of cases holds one batch
     in memory and a killed run finds them again. A view gives way to a worse one only once the batch of that one is in
@@ -87,8 +85,7 @@ class ViewKeeper:
             labels = [_kept(label) for label in _of(batch, self.label_key)] or [None] * len(images)
             self._clean = images, labels, [_kept(item) for item in _samples(shown, len(images))]
             return
-        found = _BUDGET.search(run)
-        at = self._worst.setdefault(found[1] if found else "", [])
+        at = self._worst.setdefault(run, [])
         outputs = _samples(shown, len(result.loss))
         for i, rise in enumerate((result.loss - result.clean_loss).abs().tolist()):
             if len(at) <= i:
@@ -123,8 +120,7 @@ class ViewKeeper:
         """
         found = {case: (entry["score"], self.folder / entry["file"]) for case, entry in self._kept.items()}
         for folder in map(Path, others):
-            index = folder / "index.json"
-            kept = _read_index(index)
+            kept = _read_index(folder / "index.json")
             found |= {case: (entry["score"], folder / entry["file"]) for case, entry in kept.items()}
         order = sorted((case for case in cases if case in found), key=lambda case: -found[case][0])
         return [dataclasses.replace(load_view(found[case][1]), case=cases[case]) for case in order[: self.count]]
@@ -145,29 +141,28 @@ class ViewKeeper:
         file = save_view(view, self.folder / f"{number}.npz").name
         old = self._kept.pop(name, None)  # of a case that is done anew
         self._kept[name] = {"file": file, "score": score}
-        write_whole(self._index, json.dumps(self._kept), overwrite=True)
+        content = {"version": ViewIndexFile.VERSION, "cases": self._kept}
+        write_whole(self._index, json.dumps(content), overwrite=True)
         if old is not None:
             (self.folder / old["file"]).unlink(missing_ok=True)
 
 
 def _read_index(file: Path) -> dict[str, dict[str, Any]]:
-    """Case to its score and the name of its file, beside the index.
+    """Case to file and score; every file lies beside the index.
 
     Raises:
-        ValueError: when something else is in it.
+        ValueError: when it is no index, or names a file elsewhere.
     """
     if not file.exists():
         return {}
-    content: Any = json.loads(file.read_text(encoding="utf-8"))
-    fits = isinstance(content, dict) and all(
-        isinstance(entry, dict)
-        and _FILE.fullmatch(str(entry.get("file")))
-        and isinstance(entry.get("score"), (int, float))
-        for entry in content.values()
-    )
-    if not fits:
-        raise ValueError(f"folder: {file} is no index of views; expected the folder of a run")
-    return dict(content)
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:  # of the encoding too
+        raise ValueError(f"{file}: expected JSON; {error}") from error
+    kept = validated(ViewIndexFile, content, file).cases
+    for entry in kept.values():
+        file_in(file.parent, entry.file)
+    return {case: entry.model_dump() for case, entry in kept.items()}
 
 
 def _of(batch: Any, key: str) -> list[Any]:

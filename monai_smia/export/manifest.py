@@ -19,6 +19,7 @@ import torch
 from monai_smia.attacks import Attack
 from monai_smia.export.stored import checksum
 from monai_smia.reports.files import write_whole, writing
+from monai_smia.reports.schema import ManifestFile, validated
 
 LIST = "adversarial"
 """The key of the data list in the file."""
@@ -86,8 +87,10 @@ class Manifest:
             )
         for row in content[LIST]:
             self._check(row)
-        rows: list[dict[str, Any]] = content[LIST]
-        return rows
+        try:
+            return _entries(content, self.file, self.image_key)
+        except ValueError as error:
+            raise ValueError(f"folder: {error}; nothing was touched") from error
 
     def publish(self, row: Mapping[str, Any], made: Path) -> Path:
         """Move a finished copy, with what lies beside it, from its temporary folder to its place.
@@ -191,26 +194,37 @@ class Manifest:
 
     def _write(self, rows: Sequence[Mapping[str, Any]]) -> None:
         write_whole(
-            self.file, json.dumps({MARK: _WRITER, LIST: rows}, indent=2, default=_plain_value) + "\n", overwrite=True
+            self.file,
+            json.dumps({MARK: _WRITER, "version": ManifestFile.VERSION, LIST: rows}, indent=2, default=_plain_value)
+            + "\n",
+            overwrite=True,
         )
 
 
-def rows_of(file: Path) -> list[dict[str, Any]]:
-    """The entries of a manifest.
+def read_manifest(file: Path, image_key: str | None = None) -> list[dict[str, Any]]:
+    """The entries of a manifest, which must be one, with images that lie below its folder.
+
+    Args:
+        file: the manifest.
+        image_key: of the image in every item; ``None`` does not look at its path.
 
     Raises:
-        ValueError: where it is damaged, or something else.
+        ValueError: naming the file and what is wrong in it: no JSON, no manifest, of a newer version, an image that
+            lies elsewhere.
     """
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:  # no JSON, or no text
-        raise ValueError(f"manifest: {file} is no JSON: {error}") from error
-    rows = content.get(LIST) if isinstance(content, dict) else None
-    if not isinstance(rows, list) or not all(
-        isinstance(row, dict) and isinstance(row.get(MADE, {}), dict) for row in rows
-    ):
-        raise ValueError(f"manifest: expected a list {LIST!r} of cases in {file}")
-    return rows
+        raise ValueError(f"{file} is no JSON: {error}") from error
+    return _entries(content, file, image_key)
+
+
+def _entries(content: Any, file: Path, image_key: str | None) -> list[dict[str, Any]]:
+    try:
+        return validated(ManifestFile, content, file).rows(image_key)
+    except ValueError as error:
+        where = "" if str(file) in str(error) else f"{file}: "
+        raise ValueError(f"{where}{error}; expected a manifest that monai-smia export wrote") from None
 
 
 def entry(

@@ -16,7 +16,7 @@ from monai_smia.attacks.heads import LossFunction
 from monai_smia.engines import CaseByCase
 from monai_smia.engines.batches import Failure, other_loader
 from monai_smia.export.case_maker import IN_MEMORY, ON_DISK
-from monai_smia.export.manifest import LIST, MADE, rows_of
+from monai_smia.export.manifest import LIST, MADE, read_manifest
 from monai_smia.export.stored import checksum
 from monai_smia.export.survival import LOSS, Survival
 from monai_smia.reports import CLEAN, RobustnessReport
@@ -95,7 +95,10 @@ def verify_on_disk(
 def _rows(manifest: Path, image_key: str) -> list[dict[str, Any]]:
     if not manifest.is_file():
         raise FileNotFoundError(f"manifest: no file {manifest}")
-    rows = rows_of(manifest)
+    try:
+        rows = read_manifest(manifest, image_key)
+    except ValueError as error:
+        raise ValueError(f"manifest: {error}") from error
     if not rows:
         raise ValueError(f"manifest: expected a list {LIST!r} with cases; got none in {manifest}")
     if not all({"loss", "clean_loss"} <= set(row.get(MADE, {})) for row in rows):

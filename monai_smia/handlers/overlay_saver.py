@@ -13,6 +13,7 @@ from monai.utils import CommonKeys
 from monai_smia.handlers.attack_events import AttackEvents
 from monai_smia.handlers.batch import CLEAN_SUFFIX, case_files
 from monai_smia.intensity import IntensityScale
+from monai_smia.reports.case_views import geometry
 from monai_smia.reports.figures import overlay
 from monai_smia.reports.files import write_whole
 
@@ -21,6 +22,8 @@ SUFFIXES = re.compile(r"(\.[A-Za-z]\w*){1,2}$")  # .png, .nii.gz; not the last n
 
 class OverlaySaver:
     """Writes one PNG per case and attack: clean, adversarial, difference, both predictions.
+
+    Volumes with an affine are shown as radiologists do: the patient's left on the viewer's right.
 
     For an `AttackEvaluator` whose batches are dictionaries and whose postprocessing leaves one-hot or single-channel
     predictions; needs matplotlib (the extra ``report``).
@@ -74,6 +77,7 @@ class OverlaySaver:
                 output.get(self.label_key),
                 title=f"{name}: {state.attack_name}",
                 unit="" if self.intensity is None else self.intensity.unit,
+                orientation=geometry(item[self.image_key])[1] or geometry(item[self.image_key + CLEAN_SUFFIX])[1],
             )
             write_whole(self.folder / f"{name}_{state.attack_name}.png", picture, overwrite=True)
 

@@ -46,8 +46,8 @@ def test_the_worst_are_kept(tmp_path: Path, restart: bool) -> None:
     views = keeper.views({f"/data/{name}": name for name in RISES})
     assert [view.case for view in views] == ["e.png", "b.png"]
     assert len(list(tmp_path.glob("*.npz"))) == 2
-    for view in views:  # of each budget the attack that hurt most
-        assert list(view.adversarial) == ["PGD_5HU", "PGD_10HU"]
+    for view in views:  # with every run: which is the worst depends on the metric
+        assert list(view.adversarial) == ["FGSM_5HU", "PGD_5HU", "PGD_10HU"]
         assert float(view.adversarial["PGD_5HU"].max()) == pytest.approx(0.52)
 
 
