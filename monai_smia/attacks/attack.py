@@ -193,7 +193,9 @@ class Attack(ABC):
             return self.criterion or default_criterion(self.loss_function, prediction, self.targeted, activation)
 
         def check(prediction: Any) -> None:
-            checks.check_target(self.loss_function, prediction, target, activation)
+            if self.criterion is None or hasattr(self, "activation"):
+                checks.check_rank(self.loss_function, prediction, image)
+            checks.check_target(self.loss_function, prediction, target, activation, self.criterion)
             succeeds(prediction)
 
         def losses(prediction: Any) -> torch.Tensor:

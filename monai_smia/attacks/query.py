@@ -11,6 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from monai.inferers import SimpleInferer
 
+from monai_smia.attacks.checks import check_batch_of
 from monai_smia.attacks.diversity import View
 from monai_smia.attacks.nested import map_tensors
 from monai_smia.attacks.objectives import Objective
@@ -147,6 +148,7 @@ class Query:
             else:
                 prediction = inferer(self._given(image), self.network if self._by_windows else self._cloned)
         if self.forward_passes == 1:
+            check_batch_of(prediction, image)
             self.check(prediction)
         return map_tensors(prediction, _widened)
 
