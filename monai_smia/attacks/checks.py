@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import nn
 
 from monai_smia.attacks.balls import NORMS
 from monai_smia.attacks.heads import (
@@ -193,6 +194,21 @@ def check_batch_of(prediction: Any, image: torch.Tensor) -> None:
             f"prediction: expected {len(image)} samples, as the image {tuple(image.shape)} has; got "
             f"{tuple(prediction.shape)}; does the image have its batch axis, and the prediction too?"
         )
+
+
+def check_network_rank(network: Any, image: torch.Tensor, error: Exception) -> None:
+    """After a network refused an image: whether its first convolution takes another number of axes.
+
+    Raises:
+        ValueError: from `error`, where it does. Networks that make other axes of their input first do not come here.
+    """
+    modules = network.modules() if isinstance(network, nn.Module) else ()
+    first = next((module for module in modules if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d))), None)
+    if first is not None and len(first.kernel_size) != image.ndim - 2:
+        raise ValueError(
+            f"image: {type(first).__name__} at the network's start takes {len(first.kernel_size) + 2} axes, batch and "
+            f"channels first; got {tuple(image.shape)}"
+        ) from error
 
 
 def check_rank(loss_function: LossFunction, prediction: Any, image: torch.Tensor) -> None:
