@@ -23,6 +23,7 @@ from monai_smia.attacks.loop import Observer, Recipe, ascend
 from monai_smia.attacks.losses import check_loss, per_sample
 from monai_smia.attacks.query import Query
 from monai_smia.attacks.result import AttackResult
+from monai_smia.attacks.saturation import warn_of_saturation
 from monai_smia.attacks.spacing import spacing_of
 from monai_smia.attacks.threat_models import LpBall, Size
 
@@ -234,7 +235,9 @@ class Attack(ABC):
                 verdict = judged(kept, query.judge(kept))
             best = verdict if best is None else best.better_of(verdict, self.targeted)
         assert best is not None
-        before = judged(image, clean[0] if clean else query.judge(image))
+        unharmed = clean[0] if clean else query.judge(image)
+        before = judged(image, unharmed)
+        warn_of_saturation(self.loss_function, unharmed, target, activation, self.targeted, best.success)
         everyone = torch.ones(len(image), dtype=torch.long, device=image.device)
         return AttackResult(
             adversarial=best.adversarial.to(dtype),
