@@ -137,7 +137,8 @@ class Attack(ABC):
 
         Args:
             network: any callable from image to prediction. An `nn.Module` is frozen for the call (evaluation mode, no
-                parameter gradients) and restored exactly, also after an exception.
+                parameter gradients) and restored exactly, also after an exception. One whose batch normalisation keeps
+                no running statistics makes a sample depend on its batch mates: attack one image at a time then.
             image: ``BCHW[D]``, floating, in the network's input units; a tensor or `MetaTensor`. It is not changed.
                 One in half precision is attacked in single precision; rounding the result may pass eps or a bound by
                 its last bit.

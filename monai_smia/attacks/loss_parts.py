@@ -9,7 +9,6 @@ from types import FunctionType, MethodType
 from typing import Any
 
 from torch import nn
-from torch.nn.modules.loss import _Loss, _WeightedLoss
 
 ACTIVATION_MODULES = (nn.Sigmoid, nn.LogSigmoid, nn.Softmax, nn.Softmax2d, nn.LogSoftmax)
 
@@ -18,8 +17,8 @@ def is_library_loss(value: Any) -> bool:
     """Whether this is a loss of MONAI's or torch's, module or function, that answers for what it holds itself."""
     if isinstance(value, FunctionType):
         return value.__module__ == "torch.nn.functional"
-    kinds = [kind for kind in type(value).__mro__ if kind not in (_Loss, _WeightedLoss)]
-    by_torch = any(kind.__module__ == _Loss.__module__ for kind in kinds)
+    public = [kind for kind in type(value).__mro__ if not kind.__name__.startswith("_")]  # not the bare base class
+    by_torch = any(kind.__module__ == nn.L1Loss.__module__ for kind in public)
     return isinstance(value, nn.Module) and (by_torch or is_of_monai(value))
 
 

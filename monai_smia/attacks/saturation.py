@@ -57,8 +57,8 @@ def warn_of_saturation(
     lost = saturated(Decisions.read(prediction, target, loss_function, head), targeted) & ~success
     if bool(lost.any()):
         warnings.warn(
-            f"prediction: the attack failed on {int(lost.sum())} of {len(lost)} samples whose probabilities are exactly "
-            f"0 and 1 in {first.dtype}, so that no gradient is left: that is no robustness. Attack the network without "
-            "its last sigmoid or softmax, with a loss on logits, or in double precision",
+            f"prediction: the attack failed on {int(lost.sum())} of {len(lost)} samples whose probabilities are "
+            f"exactly 0 and 1 in {first.dtype}, so that no gradient is left: that is no robustness. Attack the network "
+            "without its last sigmoid or softmax, with a loss on logits, or in double precision",
             stacklevel=4,
         )
