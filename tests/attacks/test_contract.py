@@ -93,9 +93,9 @@ def test_class_indices_on_a_sigmoid_head_of_several_channels(name: str, clause: 
     contract.CHECKS[clause](contract.Case(ATTACKS[name], 2, "indices of sigmoids"))
 
 
-@pytest.mark.parametrize("name", ["SMIA", "SMIA-hard-image", "SegPGD", "CosPGD"])
+@pytest.mark.parametrize("name", ["SMIA", "SegPGD", "CosPGD"])
 def test_class_indices_are_their_one_hot_labels(name: str) -> None:
-    """On a sigmoid head an index says yes to its channel and no to the others."""
+    """An index says yes to its channel and no to the others. (A hard twin may say yes to several, which none can.)"""
     case = contract.Case(ATTACKS[name], 2, "indices of sigmoids")
     hot = torch.nn.functional.one_hot(case.target()[:, 0], networks.CLASSES).movedim(-1, 1).float()
     result, expected = (
