@@ -23,6 +23,7 @@ from monai_smia.attacks.loop import Observer, Recipe, ascend
 from monai_smia.attacks.losses import check_loss, per_sample
 from monai_smia.attacks.query import Query
 from monai_smia.attacks.result import AttackResult
+from monai_smia.attacks.saturation import warn_of_saturation
 from monai_smia.attacks.spacing import spacing_of
 from monai_smia.attacks.threat_models import LpBall, Size
 
@@ -136,7 +137,8 @@ class Attack(ABC):
 
         Args:
             network: any callable from image to prediction. An `nn.Module` is frozen for the call (evaluation mode, no
-                parameter gradients) and restored exactly, also after an exception.
+                parameter gradients) and restored exactly, also after an exception. One whose batch normalisation keeps
+                no running statistics makes a sample depend on its batch mates: attack one image at a time then.
             image: ``BCHW[D]``, floating, in the network's input units; a tensor or `MetaTensor`. It is not changed.
                 One in half precision is attacked in single precision; rounding the result may pass eps or a bound by
                 its last bit.
@@ -193,7 +195,9 @@ class Attack(ABC):
             return self.criterion or default_criterion(self.loss_function, prediction, self.targeted, activation)
 
         def check(prediction: Any) -> None:
-            checks.check_target(self.loss_function, prediction, target, activation)
+            if self.criterion is None or hasattr(self, "activation"):
+                checks.check_rank(self.loss_function, prediction, image)
+            checks.check_target(self.loss_function, prediction, target, activation, self.criterion)
             succeeds(prediction)
 
         def losses(prediction: Any) -> torch.Tensor:
@@ -232,7 +236,9 @@ class Attack(ABC):
                 verdict = judged(kept, query.judge(kept))
             best = verdict if best is None else best.better_of(verdict, self.targeted)
         assert best is not None
-        before = judged(image, clean[0] if clean else query.judge(image))
+        unharmed = clean[0] if clean else query.judge(image)
+        before = judged(image, unharmed)
+        warn_of_saturation(self.loss_function, unharmed, target, activation, self.targeted, best.success)
         everyone = torch.ones(len(image), dtype=torch.long, device=image.device)
         return AttackResult(
             adversarial=best.adversarial.to(dtype),

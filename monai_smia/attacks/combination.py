@@ -84,7 +84,7 @@ class Combination(Attack, ABC):
 
     def query(self, network: Callable[..., Any], inferer: Any, dtype: torch.dtype, target: Any) -> Query:
         def check(prediction: Any) -> None:
-            checks.check_target(self.loss_function, prediction, target, self.activation)
+            checks.check_target(self.loss_function, prediction, target, self.activation, self.criterion)
 
         return Query(network, inferer, checks.as_amp(self.amp), dtype, check)
 

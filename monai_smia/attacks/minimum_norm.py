@@ -12,15 +12,15 @@ import torch
 
 from monai_smia.attacks import checks
 from monai_smia.attacks.attack import Attack
-from monai_smia.attacks.balls import NORMS, grouped, norm_of
+from monai_smia.attacks.balls import NORMS, faint_norm_of, grouped
 from monai_smia.attacks.border_margin import BorderMargin
 from monai_smia.attacks.heads import ACTIVATIONS, is_regression
 from monai_smia.attacks.hunt import Hunt
 
 
 def size_of(delta: torch.Tensor, norm: float) -> torch.Tensor:
-    """Lp norm of each sample over all its axes, ``(B,)``."""
-    return norm_of(grouped(delta, False), norm).flatten()
+    """Lp norm of each sample over all its axes, ``(B,)``, also where the squares of an L2 norm would vanish."""
+    return faint_norm_of(grouped(delta, False), norm).flatten()
 
 
 def wide(value: torch.Tensor, image: torch.Tensor) -> torch.Tensor:

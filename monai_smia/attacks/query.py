@@ -11,6 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from monai.inferers import SimpleInferer
 
+from monai_smia.attacks.checks import check_batch_of, check_network_rank
 from monai_smia.attacks.diversity import View
 from monai_smia.attacks.nested import map_tensors
 from monai_smia.attacks.objectives import Objective
@@ -141,12 +142,18 @@ class Query:
     def _predict(self, image: torch.Tensor, precision: torch.dtype | None, inferer: Any = None) -> Any:
         self.forward_passes += 1
         inferer = self.inferer if inferer is None else inferer
-        with self._autocast(image, precision):
-            if inferer is None:
-                prediction = self.network(self._given(image))
-            else:
-                prediction = inferer(self._given(image), self.network if self._by_windows else self._cloned)
+        try:
+            with self._autocast(image, precision):
+                if inferer is None:
+                    prediction = self.network(self._given(image))
+                else:
+                    prediction = inferer(self._given(image), self.network if self._by_windows else self._cloned)
+        except (RuntimeError, ValueError, IndexError) as error:
+            if self.forward_passes == 1:
+                check_network_rank(self.network, image, error)
+            raise
         if self.forward_passes == 1:
+            check_batch_of(prediction, image)
             self.check(prediction)
         return map_tensors(prediction, _widened)
 
