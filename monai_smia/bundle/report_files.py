@@ -8,6 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from monai_smia.engines.batches import Failure
 from monai_smia.reports import CaseView, Reading, RobustnessReport, report_markdown, write_page
