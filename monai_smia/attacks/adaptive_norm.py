@@ -14,7 +14,6 @@ from monai_smia.attacks.hunt import Hunt
 from monai_smia.attacks.minimum_norm import MinimumNormAttack, Sight, as_positive, size_of, wide
 from monai_smia.attacks.threat_models import LpBall
 
-
 DUAL = {math.inf: 1.0, 2.0: 2.0, 1.0: math.inf}
 """The norm of a gradient that a step of unit length in each norm gains."""
 
@@ -94,8 +93,8 @@ class AdaptiveNormAttack(MinimumNormAttack, ABC):
         falling, voxels = anneal(1.0, 0.01, progress), image[0].numel()
         if self.step_size is not None:
             return torch.full_like(radius, self.step_size * falling)
-        # the unit gradient moves a typical voxel by 1 / sqrt(N): in Linf by the radius then. How many voxels an L1 optimum
-        # changes is not known: steps go from one that gives one voxel all of the radius to a fraction of each's share
+        # the unit gradient moves a typical voxel by 1 / sqrt(N): in Linf by the radius then. How many voxels an L1
+        # optimum changes is not known: from a step that gives one all of the radius to a fraction of each one's share
         share = {math.inf: falling * voxels**0.5, 2.0: falling, 1.0: voxels ** max(0.5 - 5 * progress, -0.75)}
         length = radius * share[float(self.norm)]
         return length.clamp_max(torch.finfo(image.dtype).max ** 0.25)  # whose square can be summed over all voxels

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from monai_smia.attacks.argument_kinds import LARGEST
 from monai_smia.attacks.balls import NORMS
 from monai_smia.attacks.heads import (
     LossFunction,
@@ -29,10 +30,8 @@ Numbers = float | tuple["Numbers", ...]
 
 def as_norm(norm: float | str) -> float:
     """``inf``, 2.0 or 1.0, also from the string ``"inf"`` that JSON needs."""
-    try:
-        value = float(norm)
-    except (TypeError, ValueError):
-        value = math.nan
+    written = norm == "inf" if isinstance(norm, str) else isinstance(norm, (int, float)) and not isinstance(norm, bool)
+    value = float(norm) if written else math.nan
     if value not in NORMS:
         raise ValueError(f'norm: expected inf (in JSON "inf"), 2 or 1; got {norm!r}')
     return value
@@ -41,12 +40,15 @@ def as_norm(norm: float | str) -> float:
 def as_numbers(name: str, value: Any, low: float = -math.inf) -> Numbers:
     """A number or nested sequence, array or tensor of numbers as immutable numbers, finite and at least `low`."""
     plain = value.tolist() if hasattr(value, "tolist") else value
-    if isinstance(plain, Sequence) and not isinstance(plain, str):
+    if isinstance(plain, Sequence) and not isinstance(plain, (str, bytes, bytearray, range)):
         return tuple(as_numbers(name, item, low) for item in plain)
     if isinstance(plain, bool) or not isinstance(plain, (int, float)):
         raise TypeError(f"{name}: expected a number, or a sequence of numbers; got {value!r}")
-    if not (math.isfinite(plain) and plain >= low):
-        raise ValueError(f"{name}: expected finite numbers{'' if low == -math.inf else f' >= {low:g}'}; got {value!r}")
+    if not (abs(plain) <= LARGEST and plain >= low):
+        wanted = f"finite numbers{'' if low == -math.inf else f' >= {low:g}'}"
+        if LARGEST < abs(plain) < math.inf:
+            wanted += f", at most {LARGEST:g} in magnitude"
+        raise ValueError(f"{name}: expected {wanted}; got {value!r}")
     return float(plain)
 
 
@@ -59,7 +61,7 @@ def as_count(name: str, value: int, low: int = 1) -> int:
 
 def one_of(name: str, value: str, choices: Sequence[str]) -> str:
     """One of the strings allowed."""
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}; got {value!r}")
     return value
 
@@ -68,10 +70,10 @@ def as_bounds(bounds: Any) -> tuple[Numbers, Numbers] | None:
     """``(low, high)``, numbers or one per channel, low under high everywhere; ``None`` for none."""
     if bounds is None:
         return None
-    if not isinstance(bounds, Sequence) or isinstance(bounds, str) or len(bounds) != 2:
+    if not isinstance(bounds, Sequence) or isinstance(bounds, (str, bytes, bytearray)) or len(bounds) != 2:
         raise ValueError(f"bounds: expected (low, high), each a number or one per channel, or None; got {bounds!r}")
     low, high = as_numbers("bounds", bounds[0]), as_numbers("bounds", bounds[1])
-    if not bool((torch.tensor(low) < torch.tensor(high)).all()):
+    if () in (low, high) or not bool((torch.tensor(low) < torch.tensor(high)).all()):
         raise ValueError(f"bounds: expected low < high; got {bounds!r}")
     return low, high
 

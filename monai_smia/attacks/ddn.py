@@ -28,8 +28,9 @@ class DDN(AdaptiveNormAttack):
 
     Args:
         initial_norm: :math:`\varepsilon_0`, in the network's input units; the paper's is 1 for images in [0, 1].
-            ``None`` is :math:`1 + \gamma` times the distance to the border of the linearised network, and until a first
-            success the radius is that at least: from a fixed one a large image's border would not be reached in `steps`.
+            ``None`` is :math:`1 + \gamma` times the distance to the border of the linearised network, and until a
+            first success the radius is that at least: from a fixed one a large image's border would not be
+            reached in `steps`.
 
     Example:
         >>> import torch

@@ -33,7 +33,7 @@ class _Loan:
 
 _LOANS: dict[int, _Loan] = {}
 _LOCK = threading.RLock()
-"""Held while loans are taken and given back, not while a network is borrowed: attacks of two threads run side by side."""
+"""Held while loans are taken and given back, not while a network is borrowed: two threads attack side by side."""
 
 
 @contextmanager
@@ -42,11 +42,11 @@ def frozen(network: Callable[..., Any]) -> Iterator[None]:
 
     The mode is restored submodule by submodule (a BatchNorm frozen by hand stays frozen), also after an exception or an
     interrupt. A module with a ``train`` or ``eval`` of its own (one that merges low-rank weights, say) is switched by
-    these, both ways. ``.grad`` is never touched. A callable that is not an `nn.Module` has nothing to freeze and is left
-    alone; so is the mode of a module that has none (one of `torch.jit.freeze` or `torch.export`).
+    these, both ways. ``.grad`` is never touched. A callable that is not an `nn.Module` has nothing to freeze and is
+    left alone; so is the mode of a module that has none (one of `torch.jit.freeze` or `torch.export`).
 
-    Several threads may borrow a network, or networks that share modules, at the same time: the first finds it as it was,
-    and the last restores that.
+    Several threads may borrow a network, or networks that share modules, at the same time: the first finds it as it
+    was, and the last restores that.
 
     Args:
         network: a network, or any callable.
@@ -68,10 +68,11 @@ def frozen(network: Callable[..., Any]) -> Iterator[None]:
     if any(parameter.is_inference() for parameter in network.parameters()):
         raise ValueError("network: expected parameters that autograd can use; they were made under inference_mode")
     modules, parameters = list(network.modules()), list(network.parameters())
+    wanted: list[nn.Module | nn.Parameter] = [*modules, *parameters]
     taken: list[nn.Module | nn.Parameter] = []
     try:
         with _LOCK:
-            for item in (*modules, *parameters):
+            for item in wanted:
                 _borrow(item)
                 taken.append(item)
             _switch(dict.fromkeys(modules, False))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from monai_smia.attacks.balls import clamp, grouped, norm_of, project_ball, project_ball_in_box, sample_ball
+from monai_smia.attacks.balls import NORMS, clamp, grouped, norm_of, project_ball, project_ball_in_box, sample_ball
 
 Size = torch.Tensor | float
 
@@ -75,6 +75,15 @@ class LpBall(ThreatModel):
     norm: float = math.inf
     bounds: tuple[Size, Size] | None = None
     mask: torch.Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.eps, torch.Tensor):
+            if isinstance(self.eps, bool) or not isinstance(self.eps, (int, float)):
+                raise TypeError(f"eps: expected a number, or a tensor; got {self.eps!r}")
+            if not self.eps >= 0:  # NaN, too; infinity is no limit
+                raise ValueError(f"eps: expected a number >= 0; got {self.eps!r}")
+        if self.norm not in NORMS:
+            raise ValueError(f"norm: expected inf, 2 or 1; got {self.norm!r}")
 
     def init(self, image: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
         if generator is None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The norm that FMN and DDN find over the closed-form optimum of a linear network, whatever the image's size and unit."""
+"""The norm that FMN and DDN find over the closed-form optimum of a linear network, in every size and unit."""
 
 from __future__ import annotations
 

@@ -128,9 +128,14 @@ def test_a_module_that_merges_weights_is_left_by_the_call_it_was_entered_by(trai
     network[1].eval()
     layer.calls.clear()
     weight = layer.weight.detach().clone()
-    with pytest.raises(ValueError, match="on the way"), frozen(network):
-        assert layer.merged
-        raise ValueError("on the way")
+
+    def borrow() -> None:
+        with frozen(network):
+            assert layer.merged
+            raise ValueError("on the way")
+
+    with pytest.raises(ValueError, match="on the way"):
+        borrow()
     assert torch.equal(layer.weight, weight)
     assert (layer.training, layer.merged, network[1].training) == (training, not training, False)
     assert layer.calls == ([False, True] if training else [])

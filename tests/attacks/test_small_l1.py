@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""L1 budgets on small images, where most steps end at a bound: what a linear loss gains over its closed-form optimum."""
+"""L1 budgets on small images, where most steps end at a bound: what a linear loss gains over its optimum."""
 
 from __future__ import annotations
 
