@@ -56,7 +56,8 @@ class Attack(ABC):
 
     Args:
         loss_function: any MONAI or torch loss on (prediction, target); it is evaluated sample by sample.
-        eps: budget, in the network's input units: a number, one per sample ``(B,)`` or one per channel ``(C,)``.
+        eps: budget, in the network's input units: a number, one per channel ``(C,)`` or one per sample
+            ``(B, 1)``.
         norm: norm of the budget: ``inf`` (in JSON ``"inf"``), 2 or 1.
         bounds: ``(low, high)`` intensity range of the network's input, numbers or one per channel; ``None`` for
             unbounded.
@@ -89,6 +90,8 @@ class Attack(ABC):
         check_kinds(self)
         check_loss(self.loss_function)
         _refuse_network(self.loss_function)
+        if self.criterion is not None and not (callable(self.criterion) and not isinstance(self.criterion, type)):
+            raise TypeError(f"criterion: expected a callable (prediction, target), or None; got {self.criterion!r}")
         self._set(
             eps=checks.as_numbers("eps", self.eps, low=0.0),
             norm=checks.as_norm(self.norm),

@@ -91,27 +91,21 @@ def as_amp(amp: torch.dtype | str | None) -> torch.dtype | None:
 def spread(name: str, value: Numbers, image: torch.Tensor, samples: bool = True) -> Size:
     """A stored number as one that broadcasts against `image`: itself, or a tensor ``(B | 1, C | 1, 1, ...)``.
 
-    A sequence is one value per sample or per channel, whichever length fits; a nested one has a row per sample.
+    A sequence is one value per channel, whatever the size of the batch; a nested one has a row per sample.
 
     Raises:
-        ValueError: when it fits neither, or both.
+        ValueError: when it does not fit the image.
     """
     if isinstance(value, float):
         return value
     tensor = torch.tensor(value, dtype=image.dtype, device=image.device)
     batch, channels = image.shape[:2]
     if tensor.ndim == 1:
-        per_sample, per_channel = samples and len(tensor) == batch, len(tensor) == channels
-        if per_sample and per_channel and batch > 1:
-            raise ValueError(
-                f"{name}: {batch} values could be per sample or per channel of an image {tuple(image.shape)}; "
-                f"expected shape ({batch}, 1) for samples or (1, {channels}) for channels"
-            )
-        tensor = tensor[:, None] if per_sample else tensor[None]
+        tensor = tensor[None]
     if tensor.ndim != 2 or tensor.shape[0] not in (1, batch) or tensor.shape[1] not in (1, channels):
+        each = f", or one per sample in shape ({batch}, 1)" if samples else ""
         raise ValueError(
-            f"{name}: expected a number{', one per sample (' + str(batch) + ')' if samples else ''} or one per channel "
-            f"({channels}) for an image {tuple(image.shape)}; got {value}"
+            f"{name}: expected a number, one per channel ({channels}){each} for an image {tuple(image.shape)}; got {value}"
         )
     return tensor.reshape(*tensor.shape, *[1] * (image.ndim - 2))
 
