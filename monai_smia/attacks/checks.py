@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from monai_smia.attacks.argument_kinds import LARGEST
 from monai_smia.attacks.balls import NORMS
 from monai_smia.attacks.heads import (
     LossFunction,
@@ -35,10 +36,8 @@ Numbers = float | tuple["Numbers", ...]
 
 def as_norm(norm: float | str) -> float:
     """``inf``, 2.0 or 1.0, also from the string ``"inf"`` that JSON needs."""
-    try:
-        value = float(norm)
-    except (TypeError, ValueError):
-        value = math.nan
+    written = norm == "inf" if isinstance(norm, str) else isinstance(norm, (int, float)) and not isinstance(norm, bool)
+    value = float(norm) if written else math.nan
     if value not in NORMS:
         raise ValueError(f'norm: expected inf (in JSON "inf"), 2 or 1; got {norm!r}')
     return value
@@ -47,12 +46,15 @@ def as_norm(norm: float | str) -> float:
 def as_numbers(name: str, value: Any, low: float = -math.inf) -> Numbers:
     """A number or nested sequence, array or tensor of numbers as immutable numbers, finite and at least `low`."""
     plain = value.tolist() if hasattr(value, "tolist") else value
-    if isinstance(plain, Sequence) and not isinstance(plain, str):
+    if isinstance(plain, Sequence) and not isinstance(plain, (str, bytes, bytearray, range)):
         return tuple(as_numbers(name, item, low) for item in plain)
     if isinstance(plain, bool) or not isinstance(plain, (int, float)):
         raise TypeError(f"{name}: expected a number, or a sequence of numbers; got {value!r}")
-    if not (math.isfinite(plain) and plain >= low):
-        raise ValueError(f"{name}: expected finite numbers{'' if low == -math.inf else f' >= {low:g}'}; got {value!r}")
+    if not (abs(plain) <= LARGEST and plain >= low):
+        wanted = f"finite numbers{'' if low == -math.inf else f' >= {low:g}'}"
+        if LARGEST < abs(plain) < math.inf:
+            wanted += f", at most {LARGEST:g} in magnitude"
+        raise ValueError(f"{name}: expected {wanted}; got {value!r}")
     return float(plain)
 
 
@@ -65,7 +67,7 @@ def as_count(name: str, value: int, low: int = 1) -> int:
 
 def one_of(name: str, value: str, choices: Sequence[str]) -> str:
     """One of the strings allowed."""
-    if value not in choices:
+    if not isinstance(value, str) or value not in choices:
         raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}; got {value!r}")
     return value
 
@@ -74,10 +76,10 @@ def as_bounds(bounds: Any) -> tuple[Numbers, Numbers] | None:
     """``(low, high)``, numbers or one per channel, low under high everywhere; ``None`` for none."""
     if bounds is None:
         return None
-    if not isinstance(bounds, Sequence) or isinstance(bounds, str) or len(bounds) != 2:
+    if not isinstance(bounds, Sequence) or isinstance(bounds, (str, bytes, bytearray)) or len(bounds) != 2:
         raise ValueError(f"bounds: expected (low, high), each a number or one per channel, or None; got {bounds!r}")
     low, high = as_numbers("bounds", bounds[0]), as_numbers("bounds", bounds[1])
-    if not bool((torch.tensor(low) < torch.tensor(high)).all()):
+    if () in (low, high) or not bool((torch.tensor(low) < torch.tensor(high)).all()):
         raise ValueError(f"bounds: expected low < high; got {bounds!r}")
     return low, high
 
@@ -95,27 +97,21 @@ def as_amp(amp: torch.dtype | str | None) -> torch.dtype | None:
 def spread(name: str, value: Numbers, image: torch.Tensor, samples: bool = True) -> Size:
     """A stored number as one that broadcasts against `image`: itself, or a tensor ``(B | 1, C | 1, 1, ...)``.
 
-    A sequence is one value per sample or per channel, whichever length fits; a nested one has a row per sample.
+    A sequence is one value per channel, whatever the size of the batch; a nested one has a row per sample.
 
     Raises:
-        ValueError: when it fits neither, or both.
+        ValueError: when it does not fit the image.
     """
     if isinstance(value, float):
         return value
     tensor = torch.tensor(value, dtype=image.dtype, device=image.device)
     batch, channels = image.shape[:2]
     if tensor.ndim == 1:
-        per_sample, per_channel = samples and len(tensor) == batch, len(tensor) == channels
-        if per_sample and per_channel and batch > 1:
-            raise ValueError(
-                f"{name}: {batch} values could be per sample or per channel of an image {tuple(image.shape)}; "
-                f"expected shape ({batch}, 1) for samples or (1, {channels}) for channels"
-            )
-        tensor = tensor[:, None] if per_sample else tensor[None]
+        tensor = tensor[None]
     if tensor.ndim != 2 or tensor.shape[0] not in (1, batch) or tensor.shape[1] not in (1, channels):
+        each = f", or one per sample in shape ({batch}, 1)" if samples else ""
         raise ValueError(
-            f"{name}: expected a number{', one per sample (' + str(batch) + ')' if samples else ''} or one per channel "
-            f"({channels}) for an image {tuple(image.shape)}; got {value}"
+            f"{name}: expected a number, one per channel ({channels}){each} for an image {tuple(image.shape)}; got {value}"
         )
     return tensor.reshape(*tensor.shape, *[1] * (image.ndim - 2))
 

@@ -115,6 +115,11 @@ class Query:
                     "network: an operation overwrites in place a tensor that its gradient needs (often a softmax "
                     "or an activation with inplace=True at the end); expected a network that autograd can follow"
                 ) from error
+            if "use_reentrant" in str(error):
+                raise RuntimeError(
+                    "network: its activation checkpointing gives gradients to parameters only; expected "
+                    "torch.utils.checkpoint.checkpoint(..., use_reentrant=False)"
+                ) from error
             if "appears to not have been used in the graph" in str(error):
                 raise RuntimeError("network: expected a prediction that depends on the image; it does not") from error
             raise

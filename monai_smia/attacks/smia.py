@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from monai_smia.attacks import checks
+from monai_smia.attacks.argument_kinds import in_range
 from monai_smia.attacks.attack import GradientAttack
 from monai_smia.attacks.heads import (
     ACTIVATIONS,
@@ -202,7 +203,7 @@ class SMIA(GradientAttack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        checks.as_numbers("stabilization_weight", self.stabilization_weight, low=0.0)
+        in_range("stabilization_weight", self.stabilization_weight, 0.0)
         checks.one_of("smooth", self.smooth, ("perturbation", "image"))
         if not callable(self.divergence):
             checks.one_of("divergence", self.divergence, ("kl", "hard"))

@@ -11,6 +11,7 @@ from monai.utils import CommonKeys
 
 import monai_smia.attacks
 from monai_smia.attacks import Attack
+from monai_smia.attacks.argument_kinds import did_you_mean
 from monai_smia.bundle.cases import as_cases, loader_as_found, use_cases
 from monai_smia.bundle.eps import Budget, parse_eps
 from monai_smia.bundle.grid import known_attacks
@@ -77,7 +78,7 @@ def export_cohort(
         raise RuntimeError(f"export: expected one process, as all would write one manifest; got {share} of torchrun")
     known = known_attacks()
     if attack not in known:
-        raise ValueError(f"attack: expected a name among {sorted(known)}; got {attack!r}")
+        raise ValueError(f"attack: expected the name of an attack; got {attack!r}{did_you_mean(attack, sorted(known))}")
     budget = stored_budget(eps)
     if cases is not None:
         use_cases(evaluator, as_cases(cases))
