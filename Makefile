@@ -12,6 +12,9 @@ BUNDLE            := bundles/lung_ct_segmentation
 QUICKSTART_ARGS   ?= --attack_names "['SMIA','PGD','GaussianNoise']" --eps_hu "[5,20,50]"
 QUICKSTART_OUTPUT ?= $(BUNDLE)/eval/robustness
 PYTEST_ARGS       ?= -n auto
+OLDEST            ?= .venv-oldest
+# What of the suite; empty for all of it.
+OLDEST_TESTS      ?=
 BENCH_ARGS        ?=
 TABLE_ARGS        ?=
 
@@ -23,7 +26,7 @@ TEXT := $(wildcard monai_smia tests bundles benchmarks tutorials docs *.md *.cff
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv quickstart test lint format docs peers bench robustness-table clean
+.PHONY: help venv quickstart test test-slow test-oldest lint format docs peers bench robustness-table clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -41,6 +44,13 @@ quickstart: $(VENV)/.run ## attack the lung CT bundle on its own sample: a table
 
 test: lint ## lint, then run all tests (peer comparisons too after `make peers`)
 	$(PY) -m pytest $(PYTEST_ARGS)
+
+test-slow: $(VENV)/.test ## run the tests that take minutes and are left out of `make test`
+	$(PY) -m pytest $(PYTEST_ARGS) -m slow
+
+test-oldest: ## run all tests with the lowest versions that pyproject.toml allows (torch apart), in $(OLDEST)
+	$(MAKE) VENV=$(OLDEST) $(OLDEST)/.oldest
+	$(OLDEST)/bin/python -m pytest $(PYTEST_ARGS) $(OLDEST_TESTS)
 
 lint: $(VENV)/.test ## ruff, mypy and codespell, changing nothing
 	$(VENV)/bin/ruff check .
@@ -92,6 +102,14 @@ $(VENV)/.test: pyproject.toml $(VENV)/.torch
 	@$(PY) -c 'from importlib.metadata import version; version("torchvision")' 2> /dev/null || \
 	  $(PIP) --no-deps $(TORCHVISION)
 	@touch $@ $(VENV)/.run
+
+# The documentation builder is not a dependency of the package, so that it is as new as pip finds it.
+$(VENV)/.oldest: pyproject.toml $(VENV)/.torch
+	$(PY) -m benchmarks._oldest pyproject.toml > $(VENV)/oldest.txt
+	$(PIP) $(KEEP) --constraint $(VENV)/oldest.txt --editable ".[report,test]"
+	@$(PY) -c 'from importlib.metadata import version; version("torchvision")' 2> /dev/null || \
+	  $(PIP) --no-deps $(TORCHVISION)
+	@touch $@
 
 # torchattacks pins an ancient requests, and adv-lib asks for visdom, which it only plots with and which does not install
 # beside a recent setuptools: both come without their dependencies, which are there but for those.

@@ -13,6 +13,9 @@ import time
 from typing import Any
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+LIMIT = 600.0
+"""Seconds after which a browser that does not answer becomes a failure."""
+
 INSTALL = (
     "needs Chromium or Chrome on the PATH, or its file in MONAI_SMIA_CHROMIUM (Debian, Ubuntu: apt-get install "
     "--no-install-recommends chromium)"
@@ -99,7 +102,7 @@ class Browser:
     def open(self, address: str, ready: str) -> None:
         """Load a page and wait until the expression `ready` is true in it."""
         self._call("Page.navigate", url=address)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + LIMIT
         while not self.ask(ready):
             if time.monotonic() > deadline:
                 raise TimeoutError(f"{ready} stayed false; problems: {self.problems}")
@@ -150,8 +153,8 @@ class Browser:
 
     def _read(self) -> dict[str, Any]:
         while b"\0" not in self._unread:
-            if not select.select([self._in], [], [], 60)[0]:
-                raise TimeoutError("the browser did not answer within 60 s")
+            if not select.select([self._in], [], [], LIMIT)[0]:
+                raise TimeoutError(f"the browser did not answer within {LIMIT:g} s")
             part = os.read(self._in, 2**16)
             if not part:
                 raise ConnectionError(f"the browser ended with status {self._process.poll()}")

@@ -60,5 +60,5 @@ class Failing(nn.Module):
     def forward(self, image: torch.Tensor) -> Any:
         self.left -= 1
         if self.left == 0:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt("planted")
         return self.network(image)

@@ -152,7 +152,7 @@ def test_everything_is_as_it_was_also_after_an_interrupt(rank: int) -> None:
     assert torch.equal(first.loss, again.loss)
     for left in (1, 3):
         broken = networks.Failing(heads, left)
-        with contract.unchanged(broken), pytest.raises(KeyboardInterrupt):
+        with contract.unchanged(broken), pytest.raises(KeyboardInterrupt, match="planted"):
             attack_on(heads)(broken, images, targets)
     attack_on(heads, steps=1)(heads, images[..., :12], targets)  # another size, for which MONAI makes new anchors
     assert torch.equal(torch.get_rng_state(), state)
@@ -168,11 +168,11 @@ def test_the_global_random_state_is_given_back_after_an_error() -> None:
 
     def broken(*arguments: Any) -> Any:
         torch.rand(3)
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt("planted")
 
     heads.detector.compute_loss = broken
     prediction, state = heads.eval()(images[:1]), torch.get_rng_state()
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt, match="planted"):
         DetectionLoss(heads)(prediction, targets[:1])
     assert torch.equal(torch.get_rng_state(), state)
 

@@ -133,7 +133,7 @@ def test_interrupted_and_resumed_it_is_the_same_and_the_network_is_as_it_was(tmp
         perturbation.save(tmp_path / "uap.pt")
 
     failing = networks.Failing(network, at=10)  # in the third epoch of four batches
-    with contract.unchanged(failing), pytest.raises(KeyboardInterrupt):
+    with contract.unchanged(failing), pytest.raises(KeyboardInterrupt, match="planted"):
         uap.fit(failing, data, callback=keep)
     assert seen == [1, 2]
     assert [path.name for path in tmp_path.iterdir()] == ["uap.pt"]
@@ -292,7 +292,7 @@ def test_errors() -> None:
         UAP(loss, eps=0.1, targeted=True, loss_clip=9.0)
     with pytest.raises(ValueError, match="loss_function: .*batch=True"):
         UAP(DiceCELoss(batch=True), eps=0.1)
-    with pytest.raises(AttributeError):
+    with pytest.raises(AttributeError, match="cannot assign to field 'eps'"):
         UAP(loss, eps=0.1).eps = 1.0  # type: ignore[misc]
     uap = UAP(loss, eps=0.1, bounds=(0.0, 1.0))
     image, label = torch.full((2, 1, 4, 4), 0.5), torch.zeros(2, dtype=torch.long)

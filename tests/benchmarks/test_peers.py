@@ -224,7 +224,7 @@ def test_the_page_has_its_place_and_takes_whole_results_only(capsys: pytest.Capt
     page = (strength.ROOT / "docs" / "peers.md").read_text(encoding="utf-8")
     assert f"{peers.BEGIN}\nnew\n{peers.END}" in replace_region(page, "new", peers.BEGIN, peers.END)
     for options in (["--small"], ["--tasks", "2d"], ["--attacks", "pgd"]):
-        with pytest.raises(SystemExit):
+        with pytest.raises(SystemExit, match="^2$"):
             peers.parse(["--write", "docs/peers.md", *options])
     assert "--write takes results only" in capsys.readouterr().err
 

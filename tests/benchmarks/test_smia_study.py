@@ -107,12 +107,12 @@ def test_a_killed_study_goes_on_without_losing_or_repeating_anything(
 
     def killed(*arguments: Any) -> Any:
         if len(tiny) == 7:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt("planted")
         return noted(*arguments)
 
     cut = tmp_path / "cut"
     monkeypatch.setattr(_study_work, "measure", killed)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt, match="planted"):
         run(job(cut))
     file = cut / "validation" / NAME / "records-0.jsonl"
     with open(file, "ab") as stream:

@@ -36,7 +36,7 @@ def test_the_interval_is_scipys_paired_bootstrap(statistic: Any) -> None:
         paired=True,
         method="percentile",
         n_resamples=4000,
-        rng=np.random.default_rng(1),
+        random_state=np.random.default_rng(1),
     ).confidence_interval
     assert found.value == pytest.approx(float(statistic(ours) - statistic(theirs)))
     assert (found.low, found.high) == pytest.approx(tuple(expected), abs=0.03)
@@ -245,7 +245,7 @@ def test_the_page_has_both_places() -> None:
 
 def test_a_page_takes_whole_results_only(capsys: pytest.CaptureFixture[str]) -> None:
     for options in (["--cases", "4"], ["--attacks", "pgd"]):
-        with pytest.raises(SystemExit):
+        with pytest.raises(SystemExit, match="^2$"):
             strength.parse(["--write", "docs/strength.md", *options])
     assert "--write takes results only" in capsys.readouterr().err
     assert set(PEERS) >= {library.split()[0] for c in CONTESTS.values() for library in c.build if library != OURS}

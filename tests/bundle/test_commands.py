@@ -9,7 +9,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +178,27 @@ def test_without_labels_against_the_clean_prediction(
     assert "own clean prediction" in (tmp_path / "free" / "report.html").read_text()
 
 
+KILLED = """
+import os, pathlib, signal, sys
+from monai_smia.bundle.commands import main
+from monai_smia.engines.progress_log import read_log
+
+progress, here = pathlib.Path(sys.argv[1]), os.getpid()
+
+def then_killed(function):
+    def call(*arguments, **options):
+        result = function(*arguments, **options)
+        if os.getpid() == here and progress.exists() and read_log(progress).progress.done:
+            os.kill(here, signal.SIGKILL)
+        return result
+    return call
+
+os.replace, os.fsync = then_killed(os.replace), then_killed(os.fsync)
+sys.exit(main(sys.argv[2:]))
+"""
+"""`monai-smia` in a process that is killed as soon as a first case is noted in its progress file."""
+
+
 def command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "monai_smia", *arguments]
 
@@ -187,19 +207,14 @@ def test_a_killed_evaluation_goes_on(tmp_path: Path, data: Path, monkeypatch: py
     """Killed in the middle, resumed: nothing twice, nothing lost, the numbers of an evaluation in one go."""
     root = made(bundle_layouts.standard, tmp_path)
     arguments = ["evaluate", str(root), "--attacks", "PGD", "--eps", UNIT.format(10), "--dataset_dir", str(data)]
-    slow = ["--steps", "400", "--out", str(tmp_path / "killed")]
-    running = subprocess.Popen(command(*arguments, *slow), cwd=tmp_path, stderr=subprocess.DEVNULL)
+    cut = ["--steps", "20", "--out", str(tmp_path / "killed")]
     progress = tmp_path / "killed" / "progress" / "progress.pt"
-    for _ in range(6000):
-        if progress.exists() or running.poll() is not None:
-            break
-        time.sleep(0.01)
-    running.send_signal(signal.SIGKILL)
-    running.wait()
-    assert 0 < len(read_log(progress).progress.done) < 3
-    assert run(tmp_path, monkeypatch, *arguments, *slow) == 2  # not without --resume
-    assert run(tmp_path, monkeypatch, *arguments, *slow, "--resume") == 0
-    whole = ["--steps", "400", "--out", str(tmp_path / "whole")]
+    process = [sys.executable, "-c", KILLED, str(progress), *arguments, *cut]
+    assert subprocess.run(process, cwd=tmp_path, stderr=subprocess.DEVNULL).returncode == -signal.SIGKILL
+    assert len(read_log(progress).progress.done) == 1
+    assert run(tmp_path, monkeypatch, *arguments, *cut) == 2  # not without --resume
+    assert run(tmp_path, monkeypatch, *arguments, *cut, "--resume") == 0
+    whole = ["--steps", "20", "--out", str(tmp_path / "whole")]
     assert run(tmp_path, monkeypatch, *arguments, *whole) == 0
     assert RobustnessReport.load(tmp_path / "killed") == RobustnessReport.load(tmp_path / "whole")
 

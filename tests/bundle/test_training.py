@@ -123,10 +123,10 @@ def test_an_interrupted_training_goes_on(place: Path, monkeypatch: pytest.Monkey
     with training(place, epochs=4) as first:
 
         def stop(engine: Any) -> None:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt("planted")
 
         first.trainer.add_event_handler(Events.ITERATION_STARTED(once=8), stop)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(KeyboardInterrupt, match="planted"):
             first.run()
     assert not (place / "out" / "model.pt").exists()
     with pytest.raises(FileExistsError, match="out: .* holds a training"):

@@ -17,7 +17,7 @@ class Interruption(Exception):
 
 
 def interrupt(engine: Any) -> None:
-    raise Interruption
+    raise Interruption("planted")
 
 
 def test_training_moves_the_weights(trained: Trained) -> None:
@@ -59,7 +59,7 @@ def test_an_interrupted_training_resumes_where_it_stopped(trained: Trained, tmp_
     more = {"ckpt_dir": str(tmp_path), "epochs": 2, "save_every": 1}
     flow = trained.workflow("train.json", **more)
     flow.parser.get_parsed_content("train#trainer").add_event_handler(Events.ITERATION_STARTED(once=3), interrupt)
-    with pytest.raises(RuntimeError) as raised:
+    with pytest.raises(RuntimeError, match="Failed to evaluate") as raised:
         flow.run()
     assert isinstance(raised.value.__cause__, Interruption)
     (checkpoint,) = tmp_path.glob("model_checkpoint_*.pt")

@@ -60,7 +60,7 @@ def test_only_names_of_images_in_archives_are_taken(tmp_path: Path) -> None:
         reader.read([f"{tmp_path}/a.npz/val/0"] * 2)
     with pytest.raises(IndexError, match=r"a\.npz has 3 images in 'val', counted from 0, got 3"):
         reader.read(f"{tmp_path}/a.npz/val/3")
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(FileNotFoundError, match=r"No such file or directory: .*b\.npz"):
         reader.read(f"{tmp_path}/b.npz/val/3")
 
 

@@ -188,7 +188,7 @@ def test_a_failure_in_the_middle_leaves_everything_usable(one: bool, at: int) ->
             return evaluator.report()
         return evaluate_robustness(evaluator, task.attacks(), diagnose=False, progress=False)
 
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt, match="planted"):
         run()
     assert [parameter.requires_grad for parameter in network.parameters()] == flags
     assert counted(evaluator) == handlers
@@ -204,7 +204,7 @@ def test_a_failure_in_an_attack_leaves_the_key_metric_clean() -> None:
     network = networks.Failing(task.network(), at=2 + 2 * (3 + 1) + 2)
     evaluator = task.evaluator(network=network, **loss)
     clean = metrics_of(task.evaluator(**loss))["val_accuracy"]
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt, match="planted"):
         evaluate_robustness(
             evaluator, {"first": task.attacks()["bim"], "second": task.attacks()["bim"]}, progress=False
         )
@@ -214,7 +214,7 @@ def test_a_failure_in_an_attack_leaves_the_key_metric_clean() -> None:
 def test_a_run_that_failed_leaves_no_bar_open() -> None:
     task = Task()
     evaluator = one_pass(task, network=networks.Failing(task.network(), 5), progress=True)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt, match="planted"):
         evaluator.run()
     assert evaluator._bar not in tqdm._instances
 

@@ -38,11 +38,11 @@ def killed(run: CaseByCase, after: int) -> None:
     def attack(name: str, engine: Any) -> Any:
         calls.append(name)
         if len(calls) == 2 * after + 2:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt("planted")
         return attacked(name, engine)
 
     run._attacked = attack  # type: ignore[method-assign]
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt, match="planted"):
         run.run()
 
 
@@ -89,7 +89,7 @@ def test_neither_interrupts_nor_errors_are_hidden(handlers: list[Any]) -> None:
         RuntimeError, match="clean: the first 4 cases all failed; the first with IndexError: index 5 is out of"
     ):
         run.run()
-    with pytest.raises(IndexError):  # and the evaluator alone, afterwards
+    with pytest.raises(IndexError, match="index 5 is out of bounds"):  # and the evaluator alone, afterwards
         evaluator.run()
 
 

@@ -77,11 +77,11 @@ def test_a_killed_run_goes_on_with_the_same(tmp_path: Path) -> None:
     def killed(batch: Any, names: Any) -> Any:
         calls.extend(names)
         if len(calls) == 2:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt("planted")
         return certified(batch, names)
 
     first._certified = killed  # type: ignore[method-assign]
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt, match="planted"):
         first.run()
     again = runner(resume=True)
     assert [Path(row["case"]).name for row in again.state.certificates] == ["case_0.nii.gz"]

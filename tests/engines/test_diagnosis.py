@@ -82,11 +82,11 @@ def test_an_interrupted_run_finds_what_a_whole_one_does(tmp_path: Path) -> None:
     def attack(run: str, engine: Any) -> Any:
         calls.append(run)
         if len(calls) == 2:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt("planted")
         return attacked(run, engine)
 
     first._attacked = attack  # type: ignore[method-assign]
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt, match="planted"):
         first.run()
     resumed = CaseByCase(evaluator(network), named(), folder=tmp_path, resume=True, progress=False).run()
     assert whole.findings is not None

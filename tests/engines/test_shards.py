@@ -106,11 +106,11 @@ def test_a_killed_shard_goes_on_and_a_torn_record_does_not_count(tmp_path: Path)
     def attack(name: str, engine: Any) -> Any:
         calls.append(name)
         if len(calls) == 6:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt("planted")
         return attacked(name, engine)
 
     first._attacked = attack  # type: ignore[method-assign]
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt, match="planted"):
         first.run()
     file = tmp_path / "shard-1-of-2.pt"
     assert read_log(file).progress.done == [0, 2]

@@ -132,11 +132,11 @@ def test_a_cohort_killed_twice_is_the_cohort_of_one_go(
         write(self, values, path)
         written.append(path)
         if len(written) in (2, 4):
-            raise KeyboardInterrupt  # after the file is there, and before anything is noted
+            raise KeyboardInterrupt("planted")  # after the file is there, and before anything is noted
 
     monkeypatch.setattr(NiftiImage, "write", killed)
     for resume in (False, True):
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(KeyboardInterrupt, match="planted"):
             write_cohort(evaluator(items), random, tmp_path / "cut", resume=resume, progress=False)
     cut = write_cohort(evaluator(items), random, tmp_path / "cut", resume=True, progress=False)
     assert cut.report == whole.report
@@ -152,7 +152,7 @@ def test_a_bad_file_fails_alone(
 ) -> None:
     broken = Path(items[1]["image"])
     broken.write_bytes(broken.read_bytes()[:40])
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit, match="^1$") as ended:
         export_from_config(
             evaluator(items),
             attack="BIM",

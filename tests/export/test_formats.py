@@ -151,10 +151,10 @@ def test_wrong_values_are_refused_and_nothing_is_overwritten(tmp_path: Path) -> 
     ):
         with pytest.raises(ValueError, match=message):
             series.write(bad, tmp_path / "copy")
-    with pytest.raises(FileExistsError):
+    with pytest.raises(FileExistsError, match="expected a new one"):
         series.write(values, tmp_path / "ct")
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(OSError):  # noqa: PT011 - whatever the system says of a file that is no folder
+    with pytest.raises(OSError, match="Not a directory|File exists"):
         series.write(values, tmp_path / "file" / "copy")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ct", "file"]
 
@@ -186,6 +186,6 @@ def test_the_error_of_a_read_only_folder_passes_on(tmp_path: Path, monkeypatch: 
         raise PermissionError(13, "Permission denied", str(options["dir"]))
 
     monkeypatch.setattr("tempfile.mkdtemp", read_only)
-    with pytest.raises(PermissionError):
+    with pytest.raises(PermissionError, match="Permission denied"):
         series.write(series.values(), tmp_path / "new" / "copy")
     assert [path.name for path in tmp_path.iterdir()] == ["ct"]

@@ -123,7 +123,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
         image.write(image.values()[..., :2], tmp_path / "c.mhd")
     with pytest.raises(ValueError, match=r"expected \.nrrd, \.mha, \.mhd"):
         ItkImage(tmp_path / "b.raw")
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(FileNotFoundError, match=r"path: no file .*none\.nrrd"):
         ItkImage(tmp_path / "none.nrrd")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mhd", "a.raw", "b.raw"]
 

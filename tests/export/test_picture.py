@@ -197,9 +197,9 @@ def test_wrong_arguments_are_refused(tmp_path: Path) -> None:
         image.write(image.values(), tmp_path / "b.jpg")
     with pytest.raises(ValueError, match="NaN"):
         image.write(image.values() * float("nan"), tmp_path / "b.png")
-    with pytest.raises(FileExistsError):
+    with pytest.raises(FileExistsError, match="expected a new one"):
         image.write(image.values(), tmp_path / "a.png")
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(FileNotFoundError, match=r"path: no file .*c\.png"):
         PictureImage(tmp_path / "c.png")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jpg", "a.png"]
 

@@ -278,7 +278,7 @@ def test_an_interrupt_in_the_attack_leaves_the_network() -> None:
     task = Task()
     network = networks.Failing(task.network(), at=2)
     engine = task.evaluator(network=network, **handled(task.attacks()["bim"]))
-    with contract.unchanged(network), pytest.raises(KeyboardInterrupt):
+    with contract.unchanged(network), pytest.raises(KeyboardInterrupt, match="planted"):
         engine.run()
 
 

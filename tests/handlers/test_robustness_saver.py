@@ -213,7 +213,7 @@ class Stop(Exception):
 def test_an_evaluation_that_did_not_end_writes_nothing(tmp_path: Path, how: str) -> None:
     evaluator = evaluator_with(RobustnessSaver(tmp_path), dataflow := Interruption(how))
     if how == "raise":
-        with pytest.raises(Stop):
+        with pytest.raises(Stop, match="planted"):
             evaluator.run()
     else:
         evaluator.run()
@@ -234,7 +234,7 @@ class Interruption:
 
     def __call__(self, engine: Any) -> None:
         if self.how == "raise":
-            raise Stop
+            raise Stop("planted")
         if self.how == "terminate":
             engine.terminate()
 

@@ -233,7 +233,7 @@ def test_an_interrupt_leaves_the_network(at: int, training: bool) -> None:
     first = copy.deepcopy(network)
     with contract.unchanged(network) if not training else nullcontext():
         state = torch.get_rng_state()
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(KeyboardInterrupt, match="planted"):
             broken(image, network).sum().backward()
         assert torch.equal(torch.get_rng_state(), state)
     assert all(

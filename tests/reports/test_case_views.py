@@ -243,14 +243,14 @@ def test_a_view_comes_back_from_its_file(view: CaseView, tmp_path: Path) -> None
     assert same(view, again)
     assert not same(view, dataclasses.replace(again, image=np.nextafter(again.image, np.float32(9))))
     before = file.read_bytes()
-    with pytest.raises(FileExistsError):
+    with pytest.raises(FileExistsError, match="expected a new file"):
         save_view(view, file)
     save_view(again, file, overwrite=True)
     assert file.read_bytes() == before
 
 
 def test_other_files_are_no_views(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(FileNotFoundError, match=r"none\.npz"):
         load_view(tmp_path / "none.npz")
     file = save_view(frame_view(), tmp_path / "a.npz")
     whole = file.read_bytes()

@@ -54,8 +54,15 @@ class Full:
         raise OSError(28, "No space left on device")
 
 
+FAILURES = {
+    "writing": (OSError, "No space left on device"),
+    "moving": (KeyboardInterrupt, "planted"),
+    "encoding": (UnicodeEncodeError, "surrogates not allowed"),
+}
+
+
 @pytest.mark.parametrize("existing", [True, False])
-@pytest.mark.parametrize("where", ["writing", "moving", "encoding"])
+@pytest.mark.parametrize("where", FAILURES)
 def test_a_failure_leaves_no_half_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, existing: bool
 ) -> None:
@@ -64,14 +71,15 @@ def test_a_failure_leaves_no_half_file(
         path.write_text("old")
 
     def interrupted(*arguments: object) -> None:
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt("planted")
 
     if where == "writing":
         monkeypatch.setattr(os, "fdopen", Full)
     elif where == "moving":
         monkeypatch.setattr(os, "replace", interrupted)
     content = "new \ud800" if where == "encoding" else "new"
-    with pytest.raises((OSError, KeyboardInterrupt, UnicodeEncodeError)):
+    kind, message = FAILURES[where]
+    with pytest.raises(kind, match=message):
         write_whole(path, content, overwrite=True)
     assert os.listdir(tmp_path) == (["report.md"] if existing else [])
     assert not existing or path.read_text() == "old"

@@ -136,7 +136,7 @@ def test_save_refuses_to_overwrite_and_then_writes_nothing(report: RobustnessRep
     assert sorted(os.listdir(tmp_path)) == FILES
     assert (tmp_path / name).read_text() != "old"
     for write in (report.to_json, report.to_csv):
-        with pytest.raises(FileExistsError):
+        with pytest.raises(FileExistsError, match="expected a new file"):
             write(tmp_path / name)
 
 

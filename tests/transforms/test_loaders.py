@@ -191,7 +191,7 @@ class Messages(Dataset):
         super().__init__(transforms)
 
     def __getitem__(self, index: int) -> str:
-        with pytest.raises(RuntimeError) as caught:
+        with pytest.raises(RuntimeError, match="^network: expected one on the CPU") as caught:
             self.data[index](Task().items()[0])
         return str(caught.value)
 
@@ -270,6 +270,10 @@ def test_threads_attack_one_network_one_after_another() -> None:
     assert all(torch.equal(found[i], expected[i]) for i in range(4))
 
 
+BACKSTOP = 600
+"""Seconds after which a hang becomes a failure."""
+
+
 def test_a_fork_during_an_attack_in_another_thread_does_not_hang() -> None:
     task = Task()
     entered, leave = threading.Event(), threading.Event()
@@ -285,10 +289,10 @@ def test_a_fork_during_an_attack_in_another_thread_does_not_hang() -> None:
         target=AdversarialAttack(pgd(), waiting), args=(task.images()[0], task.labels()[0]), daemon=True
     )
     attacker.start()
-    assert entered.wait(timeout=60)
+    assert entered.wait(timeout=BACKSTOP)
     try:
         data = Dataset(task.items(), AdversarialAttackd("image", pgd(), network))
-        loader = DataLoader(data, num_workers=1, multiprocessing_context="fork", timeout=60)
+        loader = DataLoader(data, num_workers=1, multiprocessing_context="fork", timeout=BACKSTOP)
         found = images_of(loader)
     finally:
         leave.set()
