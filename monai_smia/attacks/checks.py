@@ -111,7 +111,8 @@ def spread(name: str, value: Numbers, image: torch.Tensor, samples: bool = True)
     if tensor.ndim != 2 or tensor.shape[0] not in (1, batch) or tensor.shape[1] not in (1, channels):
         each = f", or one per sample in shape ({batch}, 1)" if samples else ""
         raise ValueError(
-            f"{name}: expected a number, one per channel ({channels}){each} for an image {tuple(image.shape)}; got {value}"
+            f"{name}: expected a number, one per channel ({channels}){each} for an image {tuple(image.shape)}; "
+            f"got {value}"
         )
     return tensor.reshape(*tensor.shape, *[1] * (image.ndim - 2))
 

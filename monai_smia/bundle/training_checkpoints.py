@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import re
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,10 @@ from ignite.engine import Events
 from monai_smia.engines.fingerprint import Fingerprint
 from monai_smia.engines.training_state import TrainingState
 from monai_smia.reports.files import write_whole
+from monai_smia.reports.own_files import clear_temporary
 
+LOG = logging.getLogger(__name__)
 _NAME = re.compile(r"training_epoch=(\d+)\.pt")
-_TEMPORARY = ".training_epoch=*.pt.*"
 KEPT = 2
 
 
@@ -56,7 +57,7 @@ class TrainingCheckpoints:
             content = self._last()
             self.fingerprint.refuse_other(content["fingerprint"])
             for reason in self.state.differs():
-                print(f"monai-smia: resume: the weights may differ from one go; {reason}", file=sys.stderr)
+                LOG.warning("monai-smia: resume: the weights may differ from one go; %s", reason)
             self.trainer.add_event_handler(Events.STARTED, lambda: self.state.load_state_dict(content["training"]))
         else:
             self.trainer.add_event_handler(Events.STARTED, self.save)
@@ -71,7 +72,8 @@ class TrainingCheckpoints:
         torch.save(content, buffer)
         file = self.folder / f"training_epoch={self.trainer.state.epoch}.pt"
         write_whole(file, buffer.getvalue(), overwrite=True)
-        for old in [*saved_epochs(self.folder)[KEPT:], *self.folder.glob(_TEMPORARY)]:
+        clear_temporary(self.folder)
+        for old in saved_epochs(self.folder)[KEPT:]:
             with contextlib.suppress(FileNotFoundError):
                 old.unlink()
 
@@ -84,7 +86,7 @@ class TrainingCheckpoints:
                 problem = "it is none of this version"
             except Exception as error:  # whatever pickle and torch raise at half a file
                 problem = f"{type(error).__name__}"
-            print(f"monai-smia: resume: {file} cannot be read ({problem}); an earlier one is taken", file=sys.stderr)
+            LOG.warning("monai-smia: resume: %s cannot be read (%s); an earlier one is taken", file, problem)
         raise FileNotFoundError(f"resume: expected checkpoints in {self.folder} that can be read; there are none")
 
 

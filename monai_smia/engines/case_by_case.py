@@ -19,7 +19,7 @@ from monai_smia.engines.alone import alone, without_wrapper
 from monai_smia.engines.batches import Failure, Loaded, Planned, check_length, count, failure_of, plan
 from monai_smia.engines.case_run import Fitted, Made, Seen, Watcher, run_batch
 from monai_smia.engines.contents import Contents, kept_contents
-from monai_smia.engines.diagnosis import concluded, doubted, examined
+from monai_smia.engines.diagnosis import Doctor, concluded
 from monai_smia.engines.evaluator_fingerprint import evaluator_parts
 from monai_smia.engines.guards import RECORDING, loaders, silenced, without_own_attacks
 from monai_smia.engines.ignite.onlookers import Onlookers
@@ -31,7 +31,6 @@ from monai_smia.handlers.batch import attack_batch, batch_seed, case_files, chec
 from monai_smia.handlers.certifying import certify_batch, certify_options
 from monai_smia.intensity import IntensityScale
 from monai_smia.reports import CLEAN, RobustnessReport
-from monai_smia.reports.finding import Finding
 
 CERTIFIED = "certificates"
 """Stage and time of what is no run of the evaluator."""
@@ -120,7 +119,7 @@ class CaseByCase:
         self.made = made
         self.watchers = tuple(watchers)
         self.diagnose = diagnose
-        self._examined: AttackResult | None = None
+        self._doctor = Doctor(evaluator, self.attacks, fitted, image_key, mask_key, progress)
         self._clean: tuple[dict[str, Any], dict[str, Any]] | None = None
         self._some = False
         self.progress = progress
@@ -265,7 +264,7 @@ class CaseByCase:
         try:
             if self.prepare is not None:
                 batch = self.prepare(batch)
-            chosen = self._doubted(batch, record)
+            chosen = self._doctor.choose(batch) if self._asks(record) else None
             run, started = CERTIFIED, time.perf_counter()  # before the attacks: what it refuses costs one prediction
             part.certificates = self._certified(batch, labels)
             if part.certificates:
@@ -289,7 +288,8 @@ class CaseByCase:
             watcher.keep(labels, recorder)
         if self._asks(record):
             started = time.perf_counter()
-            record.findings = self._examine(batch, chosen)
+            self._bar.set_postfix_str("doctor")
+            record.findings = self._doctor.examine(batch, chosen)
             seconds["doctor"] = time.perf_counter() - started
         for run, spent in seconds.items():
             record.seconds[run] = record.seconds.get(run, 0.0) + spent
@@ -298,34 +298,6 @@ class CaseByCase:
     def _asks(self, record: Record) -> bool:
         """Whether the doctor is to examine the network now: once, in the first shard."""
         return self.diagnose and self._keeper.is_first and self.state.findings is None and record.findings is None
-
-    def _doubted(self, batch: Any, record: Record) -> tuple[str, Attack] | None:
-        """The attack that the doctor examines with this batch."""
-        if not self._asks(record):
-            return None
-        image = image_of(batch, self.image_key)
-        attacks = {
-            name: attack if self.fitted is None else self.fitted(name, attack, image)
-            for name, attack in self.attacks.items()
-        }
-        name = doubted(attacks)
-        return None if name is None else (name, attacks[name])
-
-    def _examine(self, batch: Any, chosen: tuple[str, Attack] | None) -> list[Finding]:
-        """The doctor's findings on this batch."""
-        self._bar.set_postfix_str("doctor")
-        adversarial = None if self._examined is None else self._examined.adversarial
-        found = examined(
-            self.evaluator,
-            None if chosen is None else chosen[1],
-            batch,
-            adversarial,
-            image_key=self.image_key,
-            mask_key=self.mask_key,
-            progress=self.progress,
-        )
-        self._examined = None
-        return list(found)
 
     def _run(
         self,
@@ -349,7 +321,7 @@ class CaseByCase:
         if run != CLEAN:
             recorder.add(run, image_of(batch, self.image_key), seen.result)
             if chosen is not None and run == chosen[0]:
-                self._examined = seen.result
+                self._doctor.saw(seen.result)
         for watcher in self.watchers:
             watcher.saw(run, seen.batch, seen.output, seen.forward, seen.result)
         return seen

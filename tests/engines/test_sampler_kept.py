@@ -76,7 +76,7 @@ def three_ways(tmp_path: Path, arguments: dict[str, Any], epoch_length: int | No
         ({"batch_size": 4}, 1, [0, 1, 2, 3]),
         ({"batch_size": 4, "drop_last": True}, None, [0, 1, 2, 3]),
     ],
-    ids=str,
+    ids=["sampler", "dropped rest", "batch sampler", "batches and length", "length", "batches of 4", "no rest"],
 )
 def test_the_same_cases_and_numbers(
     tmp_path: Path, arguments: dict[str, Any], epoch_length: int | None, cases: list[int]
