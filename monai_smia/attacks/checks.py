@@ -87,7 +87,12 @@ def as_bounds(bounds: Any) -> tuple[Numbers, Numbers] | None:
 def as_amp(amp: torch.dtype | str | None) -> torch.dtype | None:
     """A floating dtype from its torch object or its name."""
     dtype = getattr(torch, amp, None) if isinstance(amp, str) else amp
-    if dtype not in (None, torch.float32, torch.bfloat16, torch.float16) or (dtype is None and amp is not None):
+    known = dtype is None or isinstance(dtype, torch.dtype)
+    if (
+        not known
+        or dtype not in (None, torch.float32, torch.bfloat16, torch.float16)
+        or (dtype is None and amp is not None)
+    ):
         raise ValueError(
             f"amp: expected None, torch.bfloat16, torch.float16 or torch.float32, or its name; got {amp!r}"
         )

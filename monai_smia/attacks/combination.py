@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from monai_smia.attacks import checks
+from monai_smia.attacks.argument_kinds import check_kinds
 from monai_smia.attacks.attack import Attack, Verdict
 from monai_smia.attacks.criteria import Criterion, default_criterion
 from monai_smia.attacks.heads import LossFunction
@@ -59,6 +60,7 @@ class Combination(Attack, ABC):
 
     def adopt(self, name: str, attacks: Any) -> tuple[Attack, ...]:
         """The attacks with the budget given, their common arguments stored here."""
+        check_kinds(self)
         for attack in attacks:
             if not isinstance(attack, Attack):
                 raise TypeError(f"{name}: expected an Attack; got {type(attack).__name__}")

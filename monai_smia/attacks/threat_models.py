@@ -82,7 +82,7 @@ class LpBall(ThreatModel):
                 raise TypeError(f"eps: expected a number, or a tensor; got {self.eps!r}")
             if not self.eps >= 0:  # NaN, too; infinity is no limit
                 raise ValueError(f"eps: expected a number >= 0; got {self.eps!r}")
-        if self.norm not in NORMS:
+        if not isinstance(self.norm, (int, float)) or self.norm not in NORMS:
             raise ValueError(f"norm: expected inf, 2 or 1; got {self.norm!r}")
 
     def init(self, image: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
