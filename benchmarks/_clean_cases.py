@@ -125,7 +125,7 @@ def clean_cases(root: Path, model_file: Path, data: Path | None, split: str | No
 
 
 def apart(output: Any) -> list[Any]:
-    """The outputs of the single cases of a batch, in a form that metrics take: a list of one, or a dictionary of such."""
+    """The outputs of the single cases of a batch, as metrics take them: a list of one, or a dictionary of such."""
     if isinstance(output, dict):
         keys = ("pred", "label")
         return [{key: [output[key][i]] for key in keys} for i in range(len(output["pred"]))]
