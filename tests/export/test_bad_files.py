@@ -18,6 +18,7 @@ from monai.engines import SupervisedEvaluator
 from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, ScaleIntensityRanged
 
 from monai_smia.bundle.command_export import export_from_config
+from monai_smia.engines.faults import MachineFault
 from monai_smia.export import DicomSeries, NiftiImage
 
 pytest.importorskip("pydicom")
@@ -49,7 +50,7 @@ def evaluator(images: list[Path]) -> SupervisedEvaluator:
     return SupervisedEvaluator(torch.device("cpu"), loader, network=Pooled().eval())
 
 
-def export(images: list[Path], out: Path) -> None:
+def export(images: list[Path], out: Path, resume: bool = False) -> None:
     export_from_config(
         evaluator(images),
         attack="BIM",
@@ -57,6 +58,7 @@ def export(images: list[Path], out: Path) -> None:
         steps=2,
         loss_function=torch.nn.CrossEntropyLoss(),
         out=out,
+        resume=resume,
         progress=False,
     )
 
@@ -131,8 +133,8 @@ def test_every_bad_file_fails_alone_and_says_why(tmp_path: Path, capsys: pytest.
 
 
 @pytest.mark.parametrize("kind", [DicomSeries, NiftiImage])
-def test_a_full_disk_fails_the_case_that_met_it(
-    tmp_path: Path, kind: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_a_full_disk_stops_the_run_which_goes_on_when_there_is_room(
+    tmp_path: Path, kind: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if kind is DicomSeries:
         images = [good(tmp_path, f"ct{i}") for i in range(3)]
@@ -151,12 +153,18 @@ def test_a_full_disk_fails_the_case_that_met_it(
             raise OSError(28, "No space left on device")
         return real(self, *arguments, **more)
 
-    monkeypatch.setattr(owner, name, full)
-    failing_export(images, tmp_path / "out")
-    assert "No space left on device" in capsys.readouterr().err
-    rows = json.loads((tmp_path / "out" / "manifest.json").read_text())["adversarial"]
-    assert [Path(row["made"]["source"]).name for row in rows] == [images[0].name, images[2].name]
-    assert len(list((tmp_path / "out" / "images").iterdir())) == 2  # nothing half written, nothing temporary
+    def sources() -> list[str]:
+        rows = json.loads((tmp_path / "out" / "manifest.json").read_text())["adversarial"]
+        assert len(list((tmp_path / "out" / "images").iterdir())) == len(rows)  # nothing half written or temporary
+        return [Path(row["made"]["source"]).name for row in rows]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, full)
+        with pytest.raises(MachineFault, match="No space left on device"):
+            export(images, tmp_path / "out")
+    assert sources() == [images[0].name]
+    export(images, tmp_path / "out", resume=True)
+    assert sources() == [image.name for image in images]
 
 
 def test_a_folder_that_cannot_be_written_ends_the_run_before_any_attack(tmp_path: Path) -> None:

@@ -129,16 +129,16 @@ def test_a_decoder_that_gives_more_bits_is_refused(
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("[]", "expected a list 'adversarial' of cases"),
-        ('{"adversarial": [1]}', "expected a list 'adversarial' of cases"),
+        ("[]", "expected an object of names and values"),
+        ('{"adversarial": [1]}', r"adversarial\.0: expected an object"),
         ("{", "is no JSON"),
         (
             json.dumps({"adversarial": [{"image": 3, "made": {"loss": 1, "clean_loss": 0}}]}),
-            "expected a file under .* and its sha256",
+            "expected where it came from, under source or case",
         ),
         (
             json.dumps({"adversarial": [{"image": "a", "made": {"sha256": "", "loss": "x", "clean_loss": 1}}]}),
-            "expected numbers for losses",
+            "sha256: expected a SHA-256 in hexadecimal digits",
         ),
     ],
 )

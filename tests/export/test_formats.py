@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from monai_smia.export import DicomSeries, ItkImage, NiftiImage, PictureImage, StoredImage, open_stored
+from monai_smia.reports.files import OutputFault
 
 pydicom = pytest.importorskip("pydicom")
 itk = pytest.importorskip("itk")
@@ -186,6 +187,7 @@ def test_the_error_of_a_read_only_folder_passes_on(tmp_path: Path, monkeypatch: 
         raise PermissionError(13, "Permission denied", str(options["dir"]))
 
     monkeypatch.setattr("tempfile.mkdtemp", read_only)
-    with pytest.raises(PermissionError, match="Permission denied"):
+    with pytest.raises(OutputFault, match="Permission denied") as raised:
         series.write(series.values(), tmp_path / "new" / "copy")
+    assert raised.value.errno == 13
     assert [path.name for path in tmp_path.iterdir()] == ["ct"]
