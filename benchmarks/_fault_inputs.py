@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks._fault_hook import Fault
-from benchmarks._fault_runs import COMMANDS, end, half_written, outside, run, start
+from benchmarks._fault_runs import COMMANDS, end, hidden, outside, run, start
 from benchmarks._fault_trials import REFUSED, SURVIVED, UNCLEAR, Bench, last
 
 KINDS = ("cut", "flipped", "zeros", "random", "empty")
@@ -108,7 +108,7 @@ class InputBench:
         bench.fresh()
         fault = None
         if command == "train":
-            moves = [n for n, line in enumerate(bench.changes[command], 1) if line.startswith("open .model.pt")]
+            moves = [n for n, line in enumerate(bench.changes[command], 1) if line == "move model.pt"]
             fault = Fault(bench.out, "kill", moves[-1])
         run(COMMANDS[command], bench.place, fault)
         shutil.copytree(bench.place, self.folder / command)
@@ -131,8 +131,8 @@ class InputBench:
             return UNCLEAR, f"exit {ended.code}, {last(ended)}"
         if outside(bench.place) != before:
             return "lost", "files outside the output folder changed"
-        if bench.out.exists() and (left := half_written(bench.out)):
-            return UNCLEAR, f"left behind: {', '.join(left)}"
+        if bench.out.exists() and (left := hidden(bench.out) - bench.records):
+            return UNCLEAR, f"left behind: {', '.join(sorted(left))}"
         return (SURVIVED, "") if ended.code in (0, 1) else (REFUSED, last(ended))
 
     def _read(self, damage: Damage) -> tuple[str, str]:

@@ -200,6 +200,6 @@ def result(command: str, out: Path) -> Any:
     return found
 
 
-def half_written(out: Path) -> list[str]:
-    """Temporary files that a run left."""
-    return [str(path.relative_to(out)) for path in sorted(out.rglob(".*")) if path.suffix not in (".lock",)]
+def hidden(out: Path) -> set[str]:
+    """Files and folders whose name begins with a dot: temporary ones, and records of the run."""
+    return {str(path.relative_to(out)) for path in out.rglob(".*")}

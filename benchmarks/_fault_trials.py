@@ -20,7 +20,7 @@ from benchmarks._fault_runs import (
     begin,
     end,
     fresh,
-    half_written,
+    hidden,
     make_place,
     outside,
     result,
@@ -61,11 +61,13 @@ class Bench:
         folder: of everything; it is made.
         changes: of each command, in order.
         expected: the result of each command, by budget.
+        records: hidden files that uninterrupted runs leave.
     """
 
     folder: Path
     changes: dict[str, list[str]] = field(default_factory=dict)
     expected: dict[tuple[str, str], Any] = field(default_factory=dict)
+    records: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         make_place(self.template)
@@ -98,6 +100,7 @@ class Bench:
                 raise RuntimeError(f"{command} fails without a fault:\n{done.text}")
             self.changes[command] = seen.read_text().splitlines()
             self.expected[command, eps] = result(command, self.out)
+            self.records |= hidden(self.out)
 
     def holds(self, command: str, eps: str = EPS) -> bool:
         """Whether the folder holds what an uninterrupted run gives."""
@@ -134,8 +137,8 @@ class Bench:
             return UNCLEAR, f"resumed: exit {again.code}, {last(again)}"
         if again.code:
             return REFUSED, last(again)
-        if left := half_written(self.out):
-            return UNCLEAR, f"left behind: {', '.join(left)}"
+        if left := hidden(self.out) - self.records:
+            return UNCLEAR, f"left behind: {', '.join(sorted(left))}"
         return SURVIVED, ""
 
     def _two_at_once(self, trial: Trial) -> tuple[str, str]:
