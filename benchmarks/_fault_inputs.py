@@ -123,7 +123,7 @@ class InputBench:
         if bench.place.exists():
             shutil.rmtree(bench.place)
         shutil.copytree(source, bench.place)
-        (file,) = bench.place.glob(damage.file)
+        *_, file = sorted(bench.place.glob(damage.file))
         file.write_bytes(damaged(file.read_bytes(), damage.kind, damage.seed))
         before = outside(bench.place)
         ended = run(arguments, bench.place)
