@@ -26,7 +26,7 @@ TEXT := $(wildcard monai_smia tests bundles benchmarks tutorials docs *.md *.cff
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv quickstart test test-slow test-oldest lint format docs peers bench robustness-table clean
+.PHONY: help venv quickstart readme test test-slow test-oldest lint format docs peers bench robustness-table clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -41,6 +41,9 @@ quickstart: $(VENV)/.run ## attack the lung CT bundle on its own sample: a table
 	  --bundle_root $(BUNDLE) $(QUICKSTART_ARGS)
 	@echo "Table and figures are in $(QUICKSTART_OUTPUT):"
 	@ls -1 $(QUICKSTART_OUTPUT)
+
+readme: $(VENV)/.test ## measure the quickstart's numbers anew and write them into README, figure and bundle page
+	OMP_NUM_THREADS=1 $(PY) -m benchmarks readme_numbers
 
 test: lint ## lint, then run all tests (peer comparisons too after `make peers`)
 	$(PY) -m pytest $(PYTEST_ARGS)

@@ -18,6 +18,8 @@ from monai.transforms import (
     ThresholdIntensity,
 )
 
+from monai_smia.attacks.argument_kinds import check_kinds
+
 Value = Any
 """A number or a tensor; what comes back is of the same kind."""
 
@@ -61,6 +63,7 @@ class IntensityScale:
     unit: str = "HU"
 
     def __post_init__(self) -> None:
+        check_kinds(self)
         for low, high in (("a_min", "a_max"), ("b_min", "b_max")):
             if not getattr(self, low) < getattr(self, high):
                 raise ValueError(

@@ -16,6 +16,7 @@ load_torchvision()
 torch.set_num_threads(1)
 
 MISSING_PEER = re.compile(r"could not import '(adv_lib|art|foolbox|torchattacks)\b")
+MISSING_BROWSER = re.compile(r"needs Chromium")
 
 
 def data_folder() -> Path:
@@ -52,6 +53,8 @@ def _forbid_skip(report: pytest.TestReport | pytest.CollectReport, markers: set[
         why = f"CI is set and {data_folder()} is there, so no test that needs it may be skipped"
     elif ("peers" in markers or MISSING_PEER.search(reason)) and os.environ.get("MONAI_SMIA_REQUIRE_PEERS") == "1":
         why = "MONAI_SMIA_REQUIRE_PEERS is 1, so no comparison with a peer may be skipped"
+    elif MISSING_BROWSER.search(reason) and os.environ.get("MONAI_SMIA_REQUIRE_BROWSER") == "1":
+        why = "MONAI_SMIA_REQUIRE_BROWSER is 1, so no test of the report in a browser may be skipped"
     else:
         return
     report.outcome = "failed"

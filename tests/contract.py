@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from monai.bundle import ConfigParser
 from monai.data import MetaTensor
-from monai.losses import DiceCELoss
+from monai.losses import DiceCELoss, DiceLoss
 from torch import nn
 
 import monai_smia.attacks
@@ -40,11 +40,13 @@ class Case:
 
     @property
     def dense(self) -> bool:
-        return self.task == "segmentation"
+        return self.task in ("segmentation", "indices of sigmoids")
 
     def loss(self) -> nn.Module:
         if self.task == "classification":
             return nn.CrossEntropyLoss()
+        if self.task == "indices of sigmoids":
+            return DiceLoss(sigmoid=True, to_onehot_y=True)
         return nn.BCEWithLogitsLoss() if self.task == "multilabel" else DiceCELoss(to_onehot_y=True, softmax=True)
 
     def network(self) -> nn.Sequential:
@@ -210,6 +212,12 @@ def check_verdict_can_be_recomputed(case: Case) -> None:
         expected_success = prediction.argmax(1) != target
     elif case.task == "multilabel":
         expected_success = ((prediction > 0).float() != target).any(1)
+    elif case.task == "indices of sigmoids":
+        found, dice = prediction > 0, []
+        for p, y in zip(found, target[:, 0], strict=True):
+            sums = [(int(p[k].sum()) + int((y == k).sum()), int((p[k] & (y == k)).sum())) for k in range(len(p))]
+            dice.append(torch.tensor([2 * both / size for size, both in sums if size]).mean())
+        expected_success = torch.stack(dice) < 0.5
     else:
         hard, dice = prediction.argmax(1, keepdim=True), []
         for p, y in zip(hard, target, strict=True):

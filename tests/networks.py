@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 CLASSES = 3
-CONV = {2: nn.Conv2d, 3: nn.Conv3d}
-NORM = {2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
+CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+NORM = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 
 
 def tiny_network(rank: int, dense: bool, channels: int = 1, outputs: int = CLASSES, seed: int = 0) -> nn.Sequential:

@@ -62,7 +62,7 @@ def volume_view(case: str = CASES[0]) -> CaseView:
         {"PGD_5HU": np.where(y < 7, label, 0)},
         label,
         spacing=(1.0, 1.0, 2.0),
-        orientation="RAS",
+        orientation="LAS",  # shown as it is stored
         classes=("background", "lung"),
     )
 

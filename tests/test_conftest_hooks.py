@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from chromium import INSTALL
 
 pytest_plugins = ["pytester"]
 
@@ -23,6 +24,7 @@ XFAIL = "import pytest\n@pytest.mark.data\n@pytest.mark.xfail\ndef test_it():\n 
 NO_PEER = "import sys\nimport pytest\nsys.modules['foolbox'] = None\n"
 MODULE_SKIP = NO_PEER + "pytest.importorskip('foolbox')\ndef test_it(): pass\n"
 INNER_SKIP = NO_PEER + "def test_it():\n    pytest.importorskip('foolbox')\n"
+NO_BROWSER = f"import pytest\npytestmark = [pytest.mark.skipif(True, reason={INSTALL!r})]\ndef test_it(): pass\n"
 OTHER_SKIP = "import pytest\ndef test_it():\n    pytest.skip('needs a GPU')\n"
 
 
@@ -30,13 +32,14 @@ OTHER_SKIP = "import pytest\ndef test_it():\n    pytest.skip('needs a GPU')\n"
 def outcomes(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch):
     """Run one test file under this suite's conftest.py and return its outcomes."""
 
-    def run(source: str, *, data: bool, ci: bool = False, peers: bool = False) -> dict[str, int]:
+    def run(source: str, *, data: bool, ci: bool = False, peers: bool = False, browser: bool = False) -> dict[str, int]:
         folder = pytester.path / "images"
         if data:
             folder.mkdir()
         monkeypatch.setenv("MONAI_SMIA_DATA", str(folder))
         monkeypatch.setenv("CI", "true" if ci else "")
         monkeypatch.setenv("MONAI_SMIA_REQUIRE_PEERS", "1" if peers else "")
+        monkeypatch.setenv("MONAI_SMIA_REQUIRE_BROWSER", "1" if browser else "")
         pytester.makeini(INI)
         pytester.makeconftest(Path(__file__).with_name("conftest.py").read_text(encoding="utf-8"))
         pytester.makepyfile(source)
@@ -79,6 +82,11 @@ def test_expected_failure_is_no_skip(outcomes) -> None:
 def test_skipped_peer_test_fails_only_where_peers_are_required(outcomes, source, failed) -> None:
     assert outcomes(source, data=False, ci=True, peers=True) == failed
     assert outcomes(source, data=False, ci=True) == {"skipped": 1}
+
+
+def test_skipped_browser_test_fails_only_where_a_browser_is_required(outcomes) -> None:
+    assert outcomes(NO_BROWSER, data=False, browser=True) == {"errors": 1}
+    assert outcomes(NO_BROWSER, data=False, ci=True) == {"skipped": 1}
 
 
 def test_other_skips_are_left_alone(outcomes) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from monai.data import MetaTensor
 from monai.utils import convert_to_dst_type
 
 from monai_smia.attacks import checks
+from monai_smia.attacks.argument_kinds import check_kinds, check_names
 from monai_smia.attacks.criteria import Criterion, default_criterion
 from monai_smia.attacks.freezing import frozen, unwrap
 from monai_smia.attacks.heads import LossFunction
@@ -23,6 +25,7 @@ from monai_smia.attacks.loop import Observer, Recipe, ascend
 from monai_smia.attacks.losses import check_loss, per_sample
 from monai_smia.attacks.query import Query
 from monai_smia.attacks.result import AttackResult
+from monai_smia.attacks.saturation import warn_of_saturation
 from monai_smia.attacks.spacing import spacing_of
 from monai_smia.attacks.threat_models import LpBall, Size
 
@@ -54,7 +57,8 @@ class Attack(ABC):
 
     Args:
         loss_function: any MONAI or torch loss on (prediction, target); it is evaluated sample by sample.
-        eps: budget, in the network's input units: a number, one per sample ``(B,)`` or one per channel ``(C,)``.
+        eps: budget, in the network's input units: a number, one per channel ``(C,)`` or one per sample
+            ``(B, 1)``.
         norm: norm of the budget: ``inf`` (in JSON ``"inf"``), 2 or 1.
         bounds: ``(low, high)`` intensity range of the network's input, numbers or one per channel; ``None`` for
             unbounded.
@@ -79,8 +83,16 @@ class Attack(ABC):
     criterion: Criterion | None = None
     amp: torch.dtype | str | None = None
 
+    def __new__(cls, *args: Any, **arguments: Any) -> Any:
+        check_names(cls, arguments)
+        return super().__new__(cls)
+
     def __post_init__(self) -> None:
+        check_kinds(self)
         check_loss(self.loss_function)
+        _refuse_network(self.loss_function)
+        if self.criterion is not None and not (callable(self.criterion) and not isinstance(self.criterion, type)):
+            raise TypeError(f"criterion: expected a callable (prediction, target), or None; got {self.criterion!r}")
         self._set(
             eps=checks.as_numbers("eps", self.eps, low=0.0),
             norm=checks.as_norm(self.norm),
@@ -136,7 +148,8 @@ class Attack(ABC):
 
         Args:
             network: any callable from image to prediction. An `nn.Module` is frozen for the call (evaluation mode, no
-                parameter gradients) and restored exactly, also after an exception.
+                parameter gradients) and restored exactly, also after an exception. One whose batch normalisation keeps
+                no running statistics makes a sample depend on its batch mates: attack one image at a time then.
             image: ``BCHW[D]``, floating, in the network's input units; a tensor or `MetaTensor`. It is not changed.
                 One in half precision is attacked in single precision; rounding the result may pass eps or a bound by
                 its last bit.
@@ -193,7 +206,9 @@ class Attack(ABC):
             return self.criterion or default_criterion(self.loss_function, prediction, self.targeted, activation)
 
         def check(prediction: Any) -> None:
-            checks.check_target(self.loss_function, prediction, target, activation)
+            if self.criterion is None or hasattr(self, "activation"):
+                checks.check_rank(self.loss_function, prediction, image)
+            checks.check_target(self.loss_function, prediction, target, activation, self.criterion)
             succeeds(prediction)
 
         def losses(prediction: Any) -> torch.Tensor:
@@ -232,7 +247,9 @@ class Attack(ABC):
                 verdict = judged(kept, query.judge(kept))
             best = verdict if best is None else best.better_of(verdict, self.targeted)
         assert best is not None
-        before = judged(image, clean[0] if clean else query.judge(image))
+        unharmed = clean[0] if clean else query.judge(image)
+        before = judged(image, unharmed)
+        warn_of_saturation(self.loss_function, unharmed, target, activation, self.targeted, best.success)
         everyone = torch.ones(len(image), dtype=torch.long, device=image.device)
         return AttackResult(
             adversarial=best.adversarial.to(dtype),
@@ -308,6 +325,27 @@ class GradientAttack(Attack, ABC):
         if self.step_size is None:
             return setting.threat.eps * 2.5 / self.steps
         return checks.spread("step_size", self.step_size, setting.image)
+
+
+def _refuse_network(loss_function: Any) -> None:
+    """A callable that cannot take a prediction and a target is no loss: often the network, as other libraries have it.
+
+    Raises:
+        TypeError: saying where the network goes.
+    """
+    called = loss_function.forward if isinstance(loss_function, torch.nn.Module) else loss_function
+    try:
+        signature = inspect.signature(called)
+    except (TypeError, ValueError):  # one that is not written in Python
+        return
+    try:
+        signature.bind(None, None)
+    except TypeError:
+        shown = type(loss_function).__name__ if isinstance(loss_function, torch.nn.Module) else repr(loss_function)
+        raise TypeError(
+            f"loss_function: expected a loss on (prediction, target); got {shown}, which does not take two. "
+            "The network goes into the call: attack(network, image, target)"
+        ) from None
 
 
 def _plain(value: Any) -> Any:

@@ -156,7 +156,7 @@ class AutoAttack(Attack):
         callback: Observer | None,
     ) -> AttackResult:
         def check(prediction: Any) -> None:
-            checks.check_target(self.loss_function, prediction, target, self.activation)
+            checks.check_target(self.loss_function, prediction, target, self.activation, self.criterion)
 
         query = Query(network, inferer, checks.as_amp(self.amp), dtype, check)
         ensemble = self.ensemble(query.judge(setting.image), target)

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from monai_smia.attacks.criteria import Criterion, Misclassification, Not
-from monai_smia.attacks.heads import LossFunction, activation_of, ignore_index, is_binary, main_output, true_class
+from monai_smia.attacks.heads import LossFunction, main_output, mean_of_valid
+from monai_smia.attacks.margins import Decisions
 from monai_smia.attacks.objectives import Objective
 from monai_smia.attacks.trial import Trial
 
@@ -22,11 +23,12 @@ class BorderMargin(Objective):
     .. math:: m_i = \max_{k \ne y_i} z_{ik} - z_{iy_i}, \qquad
               f = \max_i m_i \;\text{ or }\; \frac{1}{N} \sum_i \min(m_i, 0)
 
-    A decision is a classifier's class, one of its labels, or a voxel. A sigmoid channel compares z with 0, a
-    probability p with 1 - p. The maximum is for classifiers and for `Misclassification` (one wrong decision is enough),
-    and positive exactly where the decision is wrong. The mean is for every other criterion of more than one decision: a
-    voxel that fell no longer counts. Towards a target the sign of every :math:`m_i` turns, and the maximum becomes the
-    minimum. Voxels of the loss's ``ignore_index`` are left out.
+    A decision is a classifier's class, one of its labels, or a voxel; z are log-odds, see `heads.scores`: a sigmoid
+    channel compares z with 0, a probability counts as log p, of a binary head against log(1 - p). The maximum is for
+    classifiers and for `Misclassification` (one wrong decision is enough), and positive exactly where the decision is
+    wrong. The mean is for every other criterion of more than one decision: a voxel that fell no longer counts. Towards
+    a target the sign of every :math:`m_i` turns, and the maximum becomes the minimum. Voxels of the loss's
+    ``ignore_index`` are left out.
 
     Args:
         loss_function: read for its head only.
@@ -55,8 +57,7 @@ class BorderMargin(Objective):
         if self._one_suffices(prediction, margins.shape[1]):
             worst = margins.masked_fill(~valid, -math.inf).max(1).values
             return -worst if self.targeted else worst
-        short = (-margins if self.targeted else margins).clamp_max(0.0) * valid
-        return short.sum(1) / valid.sum(1).clamp_min(1)
+        return mean_of_valid((-margins if self.targeted else margins).clamp_max(0.0), valid)
 
     def nearest(self, prediction: Any, target: Any, count: int) -> torch.Tensor:
         """Up to `count` values of which one positive is success, the highest first, ``(B, D)``.
@@ -78,17 +79,8 @@ class BorderMargin(Objective):
 
     def _gaps(self, prediction: Any, target: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """Every class's score minus the label's, ``(B, K, C', *spatial)``, ``-inf`` at the label; what counts."""
-        output = main_output(prediction)
-        activation = activation_of(self.activation, self.loss_function, output)
-        index, valid = true_class(target, output, activation, ignore_index(self.loss_function))
-        index = index.unsqueeze(1)
-        if is_binary(activation, output.shape[1], target.shape == output.shape):
-            other = 1 - output if activation == "none" else torch.zeros_like(output)
-            scores = torch.stack((output, other), 1)
-        else:
-            scores = output.unsqueeze(2)
-        gaps = scores - scores.gather(1, index)
-        return gaps.masked_fill(torch.zeros_like(gaps, dtype=torch.bool).scatter(1, index, True), -math.inf), valid
+        decided = Decisions.read(prediction, target, self.loss_function, self.activation)
+        return decided.gaps(), decided.valid
 
     def _one_suffices(self, prediction: Any, decisions: int) -> bool:
         criterion = self.criterion.criterion if isinstance(self.criterion, Not) else self.criterion

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from monai_smia.attacks import checks
+from monai_smia.attacks.argument_kinds import check_kinds
 from monai_smia.attacks.attack import Attack, Verdict
 from monai_smia.attacks.criteria import Criterion, default_criterion
 from monai_smia.attacks.heads import LossFunction
@@ -59,6 +60,7 @@ class Combination(Attack, ABC):
 
     def adopt(self, name: str, attacks: Any) -> tuple[Attack, ...]:
         """The attacks with the budget given, their common arguments stored here."""
+        check_kinds(self)
         for attack in attacks:
             if not isinstance(attack, Attack):
                 raise TypeError(f"{name}: expected an Attack; got {type(attack).__name__}")
@@ -84,7 +86,7 @@ class Combination(Attack, ABC):
 
     def query(self, network: Callable[..., Any], inferer: Any, dtype: torch.dtype, target: Any) -> Query:
         def check(prediction: Any) -> None:
-            checks.check_target(self.loss_function, prediction, target, self.activation)
+            checks.check_target(self.loss_function, prediction, target, self.activation, self.criterion)
 
         return Query(network, inferer, checks.as_amp(self.amp), dtype, check)
 

@@ -12,6 +12,7 @@ import torch
 from monai_smia.attacks.heads import (
     LossFunction,
     activation_of,
+    counted,
     decisions,
     ignore_index,
     is_regression,
@@ -28,9 +29,17 @@ class Criterion(ABC):
         """Whether each sample meets the criterion, ``(B,)``."""
 
 
-def _canonical(prediction: Any, target: torch.Tensor, activation: str) -> tuple[torch.Tensor, torch.Tensor]:
-    output = main_output(prediction)
-    return decisions(output, activation, target.shape == output.shape), labels(target, output, activation)
+def _canonical(
+    prediction: Any, target: torch.Tensor, activation: str, ignored: int | None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Predicted and expected labels, and which of them count."""
+    output = main_output(prediction, _ADVICE)
+    predicted = decisions(output, activation, target.shape == output.shape)
+    expected, valid = labels(target, output, activation, ignored), counted(target, output, activation, ignored)
+    return predicted, expected, valid.reshape(predicted.shape)
+
+
+_ADVICE = "Give a `criterion` that reads such a prediction, or wrap the network so that it returns the tensor"
 
 
 @dataclass(frozen=True)
@@ -39,13 +48,16 @@ class Misclassification(Criterion):
 
     Args:
         activation: the head, ``"softmax"``, ``"sigmoid"`` or ``"none"`` (probabilities).
+        ignore_index: label value that is not judged, as in torch's cross-entropy.
     """
 
     activation: str = "softmax"
+    ignore_index: int | None = None
 
     def __call__(self, prediction: Any, target: Any) -> torch.Tensor:
-        predicted, expected = _canonical(prediction, target, self.activation)
-        return (predicted != expected).flatten(1).any(1) if predicted.ndim > 1 else predicted != expected
+        predicted, expected, valid = _canonical(prediction, target, self.activation, self.ignore_index)
+        wrong = (predicted != expected) & valid
+        return wrong.flatten(1).any(1) if wrong.ndim > 1 else wrong
 
 
 @dataclass(frozen=True)
@@ -61,7 +73,8 @@ class DiceBelow(Criterion):
         threshold: :math:`\tau`, in [0, 1].
         activation: the head, ``"softmax"``, ``"sigmoid"`` or ``"none"`` (probabilities).
         include_background: whether class 0 of a softmax head is a structure. Channels of a sigmoid head all are.
-        ignore_index: label value left out of both masks, as in torch's cross-entropy.
+        ignore_index: label value left out of both masks, as in torch's cross-entropy; of labels with a value for each
+            channel by MONAI's rule, see `monai.losses.DiceLoss`.
     """
 
     threshold: float = 0.5
@@ -74,16 +87,15 @@ class DiceBelow(Criterion):
 
     def dice(self, prediction: Any, target: Any) -> torch.Tensor:
         """The mean Dice that is compared, ``(B,)``."""
-        predicted, expected = _canonical(prediction, target, self.activation)
+        predicted, expected, valid = _canonical(prediction, target, self.activation, self.ignore_index)
         classes = main_output(prediction).shape[1]
         scores, present = [], []
         for k in range(0 if self.include_background or predicted.dtype == torch.bool else 1, classes):
             if predicted.dtype == torch.bool:
-                p, y = predicted[:, k].flatten(1), expected[:, k].flatten(1)
+                p, y, counts = predicted[:, k], expected[:, k], valid[:, k]
             else:
-                p, y = (predicted == k).flatten(1), (expected == k).flatten(1)
-                if self.ignore_index is not None:
-                    p = p & (expected != self.ignore_index).flatten(1)
+                p, y, counts = predicted == k, expected == k, valid
+            p, y = (p & counts).flatten(1), (y & counts).flatten(1)
             size = p.sum(1) + y.sum(1)
             scores.append(2 * (p & y).sum(1) / size.clamp_min(1))
             present.append(size > 0)
@@ -115,9 +127,10 @@ def default_criterion(
     """
     if is_regression(loss_function):
         raise ValueError("criterion: success of a regression is for you to define; expected a Criterion, got None")
-    output = main_output(prediction)
+    output = main_output(prediction, _ADVICE)
     activation = activation_of(activation, loss_function, output)
-    criterion: Criterion = Misclassification(activation)
+    ignored = ignore_index(loss_function)
+    criterion: Criterion = Misclassification(activation, ignored)
     if output.ndim > 2:
-        criterion = DiceBelow(activation=activation, ignore_index=ignore_index(loss_function))
+        criterion = DiceBelow(activation=activation, ignore_index=ignored)
     return Not(criterion) if targeted else criterion

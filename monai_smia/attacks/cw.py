@@ -130,8 +130,9 @@ class CW(MinimumNormAttack):
                 seen = self.look(hunt, at, prediction)
                 best = seen if best is None else best.or_better(seen)
                 reached |= seen.success
-                missing = wide(c * margin.voxels(prediction) * ~(seen.margin > 0), image)
-                slope = 2 * (at - image) / width.square() - missing * gradient
+                # over c where that is large: Adam's direction stays, and no square of a gradient overflows
+                missing = wide(c.clamp_max(1.0) * margin.voxels(prediction) * ~(seen.margin > 0), image)
+                slope = 2 * (at - image) / width.square() / wide(c.clamp_min(1.0), image) - missing * gradient
                 direction, state = state.update(threat.restrict(slope * space.slope(w)))
                 w = w - self.step_size * direction
             high = torch.where(reached, torch.minimum(high, c), high)

@@ -11,6 +11,7 @@ import torch
 from monai_smia.attacks import checks
 from monai_smia.attacks.adaptive_norm import AdaptiveNormAttack
 from monai_smia.attacks.minimum_norm import Sight, as_positive, size_of, wide
+from monai_smia.attacks.threat_models import LpBall
 
 
 @dataclass(frozen=True, repr=False, eq=False, kw_only=True)
@@ -26,8 +27,10 @@ class DDN(AdaptiveNormAttack):
     says.
 
     Args:
-        initial_norm: :math:`\varepsilon_0`, in the network's input units; ``None`` is the width of `bounds`, or of each
-            sample's intensities where unbounded: the paper's 1 for images in [0, 1].
+        initial_norm: :math:`\varepsilon_0`, in the network's input units; the paper's is 1 for images in [0, 1].
+            ``None`` is :math:`1 + \gamma` times the distance to the border of the linearised network, and until a
+            first success the radius is that at least: from a fixed one a large image's border would not be
+            reached in `steps`.
 
     Example:
         >>> import torch
@@ -54,16 +57,20 @@ class DDN(AdaptiveNormAttack):
         if self.initial_norm is not None:
             self._set(initial_norm=as_positive("initial_norm", self.initial_norm))
 
-    def first_radius(self, image: torch.Tensor) -> torch.Tensor:
-        span = self.span(image)
-        return self._capped(span if self.initial_norm is None else torch.full_like(span, self.initial_norm), image)
-
     def next_radius(
-        self, radius: torch.Tensor, seen: Sight, best: Sight, gradient: torch.Tensor, progress: float
+        self, radius: torch.Tensor, seen: Sight, best: Sight, border: torch.Tensor, progress: float
     ) -> torch.Tensor:
-        return self._capped(radius * torch.where(seen.success, 1 - self.gamma, 1 + self.gamma), seen.image)
+        followed = radius * torch.where(seen.success, 1 - self.gamma, 1 + self.gamma)
+        if self.initial_norm is None:  # until a first success at least across the border, which may be far
+            across = border * (1 + self.gamma)
+            first = torch.where(border.isfinite(), across, self.span(seen.image))
+            further = torch.where(border.isfinite(), torch.maximum(followed, across), followed)
+            followed = torch.where(best.success, followed, further)
+        else:
+            first = torch.full_like(radius, self.initial_norm)
+        return self._capped(torch.where(radius.isfinite(), followed, first), seen.image)
 
-    def resize(self, delta: torch.Tensor, radius: torch.Tensor) -> torch.Tensor:
+    def resize(self, threat: LpBall, image: torch.Tensor, delta: torch.Tensor, radius: torch.Tensor) -> torch.Tensor:
         size = size_of(delta, 2)
         return delta * wide(radius / torch.where(size > 0, size, torch.ones_like(size)), delta)
 

@@ -57,8 +57,9 @@ class WeightedVoxels(Objective):
         index, valid = true_class(target, output, activation, ignore_index(self.loss_function))
         log_p = log_probabilities(output, activation, target.shape == output.shape)
         entropy = -log_p.gather(1, index.unsqueeze(1)).squeeze(1)
-        weighted = self.weight(log_p.detach(), index, trial) * entropy * valid
-        value = weighted.flatten(1).mean(1)
+        weight = self.weight(log_p.detach(), index, trial)
+        counts = valid & (weight != 0)  # an entropy may be infinite where its weight is 0
+        value = torch.where(counts, weight * torch.where(counts, entropy, 0.0), 0.0).flatten(1).mean(1)
         return -value if self.targeted else value
 
 

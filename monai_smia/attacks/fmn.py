@@ -3,17 +3,17 @@
 
 from __future__ import annotations
 
-import math
+import dataclasses
 from dataclasses import dataclass
 
 import torch
 
 from monai_smia.attacks.adaptive_norm import AdaptiveNormAttack, anneal
 from monai_smia.attacks.balls import grouped, project_ball
-from monai_smia.attacks.minimum_norm import Sight, size_of
+from monai_smia.attacks.minimum_norm import Sight, wide
+from monai_smia.attacks.threat_models import LpBall
 
 _LAST_GAMMA = 1e-4
-_DUAL = {math.inf: 1.0, 2.0: 2.0, 1.0: math.inf}
 
 
 @dataclass(frozen=True, repr=False, eq=False, kw_only=True)
@@ -45,17 +45,16 @@ class FMN(AdaptiveNormAttack):
     across; the last image is judged, too; starts from the image only; no L0; dense outputs.
     """
 
-    def first_radius(self, image: torch.Tensor) -> torch.Tensor:
-        return torch.full((len(image),), math.inf, dtype=image.dtype, device=image.device)
-
     def next_radius(
-        self, radius: torch.Tensor, seen: Sight, best: Sight, gradient: torch.Tensor, progress: float
+        self, radius: torch.Tensor, seen: Sight, best: Sight, border: torch.Tensor, progress: float
     ) -> torch.Tensor:
         gamma = anneal(self.gamma, min(self.gamma, _LAST_GAMMA), progress)
-        slope = size_of(gradient, _DUAL[float(self.norm)])
-        border = torch.where(slope > 0, seen.size + seen.margin.abs() / slope, math.inf)
         grown = (1 + gamma) * torch.where(best.success, radius, border)
         return torch.where(seen.success, torch.minimum(radius * (1 - gamma), best.size), grown)
 
-    def resize(self, delta: torch.Tensor, radius: torch.Tensor) -> torch.Tensor:
-        return project_ball(grouped(delta, False), radius[:, None, None], float(self.norm)).reshape(delta.shape)
+    def resize(self, threat: LpBall, image: torch.Tensor, delta: torch.Tensor, radius: torch.Tensor) -> torch.Tensor:
+        if self.norm != 1 or threat.bounds is None:
+            return project_ball(grouped(delta, False), radius[:, None, None], float(self.norm)).reshape(delta.shape)
+        # to ball and bounds at once, as one after the other would leave most of the radius to voxels without room
+        ball = dataclasses.replace(threat, eps=wide(radius, image))
+        return ball.project(image, image + delta) - image

@@ -78,7 +78,9 @@ def ascend(
 
         gradient, prediction, memory = recipe.gradient.update(ask, adversarial, memory)
         observe(trial, prediction)
-        update, state = recipe.step.update(threat.feasible(gradient, z), state)
+        usable = threat.feasible(gradient, z)
+        update, state = recipe.step.update(usable, state)
+        update = threat.spend(update, usable, z)
         previous, z = adversarial, threat.project(image, z + update)
     return threat.apply(image, z), bad
 

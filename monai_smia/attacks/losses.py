@@ -20,6 +20,8 @@ def check_loss(loss_function: LossFunction) -> None:
         TypeError: when `loss_function` is not callable.
         ValueError: when it, or a loss inside it, was built with ``batch=True``.
     """
+    if isinstance(loss_function, type):
+        raise TypeError(f"loss_function: expected an instance, {loss_function.__name__}(...); got the class itself")
     if not callable(loss_function):
         raise TypeError(f"loss_function: expected a callable (prediction, target); got {type(loss_function).__name__}")
     if isinstance(loss_function, functools.partial):
@@ -38,7 +40,8 @@ def fit_target(loss_function: LossFunction, prediction: Any, target: Any) -> Any
     """`target` in the form this loss wants, where MONAI's loaders and torch's losses disagree.
 
     Booleans become floats; torch's index losses get ``(B, *spatial)`` long from ``(B, 1, *spatial)``; torch's binary
-    losses get floats of the prediction's shape from ``(B,)`` or ``(B, 1)``. Everything else is passed as it is.
+    losses get floats of the prediction's shape from ``(B,)`` or ``(B, 1)``, also where a classifier's channel axis was
+    squeezed away. Everything else is passed as it is.
     """
     if not isinstance(target, torch.Tensor):
         return target
@@ -48,6 +51,8 @@ def fit_target(loss_function: LossFunction, prediction: Any, target: Any) -> Any
             return target.to(output.dtype)
         return (target[:, 0] if target.ndim == output.ndim and target.shape[1] == 1 else target).long()
     if takes_floats(loss_function):
+        if isinstance(prediction, torch.Tensor) and prediction.ndim < 2 and prediction.numel() == target.numel():
+            return target.reshape(prediction.shape).to(prediction.dtype)
         output = main_output(prediction)
         if target.ndim == output.ndim - 1 and output.shape[1] == 1:
             target = target.unsqueeze(1)

@@ -18,9 +18,10 @@ from monai_smia.attacks.heads import (
     LossFunction,
     activation_of,
     ignore_index,
-    is_binary,
     log_probabilities,
     main_output,
+    mean_of_valid,
+    scores,
     true_class,
 )
 from monai_smia.attacks.objectives import Deviation, Objective
@@ -59,20 +60,23 @@ class Decisions:
         return log_probabilities(self.output, self.activation, self.multilabel)
 
     def scores(self) -> torch.Tensor:
-        """Logits up to a constant for each decision, ``(B, K, C', *spatial)``; of probabilities their logarithms."""
-        if self.activation == "none":
-            return self.log_probabilities()
-        if is_binary(self.activation, self.output.shape[1], self.multilabel):
-            return torch.stack((self.output, torch.zeros_like(self.output)), 1)
-        return self.output.unsqueeze(2)
+        """Log-odds up to a constant for each decision, ``(B, K, C', *spatial)``; see `heads.scores`."""
+        return scores(self.output, self.activation, self.multilabel)
+
+    def gaps(self) -> torch.Tensor:
+        """Every class's score minus the label's, ``(B, K, C', *spatial)``; minus infinity at the label."""
+        all_scores = self.scores()
+        label = all_scores.gather(1, self.index.unsqueeze(1))
+        rivals = self.rivals(all_scores)
+        return torch.where(rivals == -torch.inf, rivals, rivals - label)  # minus infinity less itself is no number
 
     def of_label(self, values: torch.Tensor) -> torch.Tensor:
         """The label's entry of ``(B, K, C', *spatial)``, as ``(B, C', *spatial)``."""
         return _pick(values, self.index)
 
-    def rivals(self, scores: torch.Tensor) -> torch.Tensor:
+    def rivals(self, values: torch.Tensor) -> torch.Tensor:
         """The scores with minus infinity for the label."""
-        return scores.scatter(1, self.index.unsqueeze(1), -torch.inf)
+        return values.scatter(1, self.index.unsqueeze(1), -torch.inf)
 
     def runner_up(self, rank: int) -> torch.Tensor:
         """The `rank`-th most likely of the wrong classes, 1 for the likeliest, ``(B, C', *spatial)``.
@@ -80,12 +84,12 @@ class Decisions:
         Raises:
             ValueError: when there are not as many.
         """
-        scores = self.scores().detach()
-        if rank >= scores.shape[1]:
+        ranked = self.scores().detach()
+        if rank >= ranked.shape[1]:
             raise ValueError(
-                f"runner_up: expected at most {scores.shape[1] - 1}, the number of wrong classes; got {rank}"
+                f"runner_up: expected at most {ranked.shape[1] - 1}, the number of wrong classes; got {rank}"
             )
-        return self.rivals(scores).topk(rank, 1).indices[:, rank - 1]
+        return self.rivals(ranked).topk(rank, 1).indices[:, rank - 1]
 
 
 def _pick(values: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
@@ -113,7 +117,7 @@ class HeadObjective(Objective):
 
     def pool(self, values: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
         """One value per sample, ``(B,)``."""
-        return (values * valid).flatten(1).sum(1) / valid.flatten(1).sum(1).clamp_min(1)
+        return mean_of_valid(values, valid)
 
     def value(self, prediction: Any, target: torch.Tensor) -> torch.Tensor:
         """What is increased, ``(B,)``; it depends on nothing else."""
@@ -146,7 +150,8 @@ class Margin(HeadObjective):
     .. math:: \max_{i \ne y} z_i - z_y; \qquad (1 - 2y)\, z \text{ for a sigmoid head}
 
     A multi-label classifier's value is the largest of its labels' margins, since one wrong label is a wrong decision;
-    a dense output's is the mean. Probabilities p count as logits ``log p``, of a binary head ``log p - log(1 - p)``.
+    a dense output's is the mean. Probabilities p count as logits ``log p``, of a binary head ``log p - log(1 - p)``, as
+    for every margin here.
 
     Args:
         towards: class whose logit takes the place of the strongest wrong one, ``(B, C', *spatial)``.
@@ -163,15 +168,14 @@ class Margin(HeadObjective):
     towards: torch.Tensor | None = None
 
     def each(self, decisions: Decisions) -> torch.Tensor:
-        scores = decisions.scores()
-        if scores.shape[1] < 2:
-            raise ValueError("objective: a margin needs at least 2 classes; got a softmax head of 1")
-        return self.margins(decisions, scores)
+        return self.margins(decisions)
 
-    def margins(self, decisions: Decisions, scores: torch.Tensor) -> torch.Tensor:
+    def margins(self, decisions: Decisions) -> torch.Tensor:
         """The wrong class's score less the label's, ``(B, C', *spatial)``."""
-        rival = decisions.rivals(scores).max(1).values if self.towards is None else _pick(scores, self.towards)
-        return rival - decisions.of_label(scores)
+        gaps = decisions.gaps()
+        if gaps.shape[1] < 2:
+            raise ValueError("objective: a margin needs at least 2 classes; got a softmax head of 1")
+        return gaps.max(1).values if self.towards is None else _pick(gaps, self.towards)
 
     def pool(self, values: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
         if values.ndim > 2:
@@ -204,16 +208,16 @@ class DLR(Margin):
     """
 
     def each(self, decisions: Decisions) -> torch.Tensor:
-        scores = decisions.scores()
+        top = decisions.scores()
         needed = 4 if self.targeted or self.towards is not None else 3
-        if scores.shape[1] < needed:
+        if top.shape[1] < needed:
             raise ValueError(
                 f"objective: DLR {'towards a class ' if needed == 4 else ''}needs at least {needed} classes; got "
-                f'{scores.shape[1]}. "margin" is defined for any number'
+                f'{top.shape[1]}. "margin" is defined for any number'
             )
-        top = scores.topk(needed, 1).values
+        top = top.topk(needed, 1).values
         least = top[:, 2] if needed == 3 else (top[:, 2] + top[:, 3]) / 2
-        return self.margins(decisions, scores) / (top[:, 0] - least + 1e-12)
+        return self.margins(decisions) / (top[:, 0] - least + 1e-12)
 
 
 @dataclass(frozen=True)
@@ -245,7 +249,7 @@ class MaskedCrossEntropy(HeadObjective):
     def each(self, decisions: Decisions) -> torch.Tensor:
         log_p = decisions.log_probabilities()
         reached = log_p.detach().max(1).indices == decisions.index
-        entropy = -decisions.of_label(log_p) * (~reached if self.targeted else reached)
+        entropy = torch.where(~reached if self.targeted else reached, -decisions.of_label(log_p), 0.0)
         return entropy * self.weights(decisions, log_p) if self.balanced else entropy
 
     def weights(self, decisions: Decisions, log_p: torch.Tensor) -> torch.Tensor:
@@ -279,7 +283,8 @@ class JensenShannon(HeadObjective):
     def each(self, decisions: Decisions) -> torch.Tensor:
         log_p = decisions.of_label(decisions.log_probabilities())
         p = log_p.exp()
-        return torch.log(torch.full_like(p, 2.0)) + (p * log_p - (1 + p) * p.log1p()) / 2
+        own = p * torch.where(p > 0, log_p, 0.0)  # 0 log 0 is 0
+        return torch.log(torch.full_like(p, 2.0)) + (own - (1 + p) * p.log1p()) / 2
 
 
 def named_objective(

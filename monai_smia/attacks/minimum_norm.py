@@ -11,16 +11,17 @@ from typing import Any, ClassVar
 import torch
 
 from monai_smia.attacks import checks
+from monai_smia.attacks.argument_kinds import in_range
 from monai_smia.attacks.attack import Attack
-from monai_smia.attacks.balls import NORMS, grouped, norm_of
+from monai_smia.attacks.balls import NORMS, faint_norm_of, grouped
 from monai_smia.attacks.border_margin import BorderMargin
 from monai_smia.attacks.heads import ACTIVATIONS, is_regression
 from monai_smia.attacks.hunt import Hunt
 
 
 def size_of(delta: torch.Tensor, norm: float) -> torch.Tensor:
-    """Lp norm of each sample over all its axes, ``(B,)``."""
-    return norm_of(grouped(delta, False), norm).flatten()
+    """Lp norm of each sample over all its axes, ``(B,)``, also where the squares of an L2 norm would vanish."""
+    return faint_norm_of(grouped(delta, False), norm).flatten()
 
 
 def wide(value: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
@@ -30,9 +31,10 @@ def wide(value: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
 
 def as_positive(name: str, value: Any, zero: bool = False) -> float:
     """A single finite number over 0, or also 0 itself."""
-    if not isinstance(value, (int, float)) or not 0 <= value < math.inf or (value == 0 and not zero):
-        raise ValueError(f"{name}: expected a number {'>=' if zero else '>'} 0; got {value!r}")
-    return float(value)
+    value = float(in_range(name, value, 0.0, above=not zero))
+    if 0 < value < torch.finfo(torch.float32).tiny:
+        raise ValueError(f"{name}: expected a number that is not 0 in single precision; got {value!r}")
+    return value
 
 
 @dataclass(frozen=True)

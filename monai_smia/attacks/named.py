@@ -16,10 +16,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 
 from monai_smia.attacks import checks
+from monai_smia.attacks.argument_kinds import in_range
 from monai_smia.attacks.attack import Attack, GradientAttack
 from monai_smia.attacks.diversity import RandomResize
 from monai_smia.attacks.gradients import AtIterate, Diverse, Gradient, LookAhead, VarianceTuned
@@ -60,7 +62,7 @@ class FGSM(Attack):
     Deviations: L2 and L1 budgets take the steepest step of their norm.
     """
 
-    step_size: float | None = None
+    step_size: Any = None
     random_start: bool = False
 
     def __post_init__(self) -> None:
@@ -134,7 +136,7 @@ class MIFGSM(GradientAttack):
               d_t = \operatorname{steepest}(m_{t+1})
 
     Args:
-        decay: :math:`\mu`; 0 gives BIM.
+        decay: :math:`\mu`, in [0, 1]; 0 gives BIM.
 
     Reference: Dong et al., "Boosting adversarial attacks with momentum", CVPR 2018, https://arxiv.org/abs/1710.06081.
     Deviations: divides by the mean magnitude of each sample, as the published codes do, where the paper writes its L1
@@ -142,6 +144,10 @@ class MIFGSM(GradientAttack):
     """
 
     decay: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        in_range("decay", self.decay, 0.0, 1.0)
 
     def compose(self, setting: Setting) -> Recipe:
         return plain_recipe(self, setting, Normalize(1, mean=True), Momentum(self.decay))
@@ -156,7 +162,7 @@ class NIFGSM(GradientAttack):
               d_t = \operatorname{steepest}(m_{t+1})
 
     Args:
-        decay: :math:`\mu`; 0 gives BIM.
+        decay: :math:`\mu`, in [0, 1]; 0 gives BIM.
 
     Reference: Lin et al., "Nesterov accelerated gradient and scale invariance for adversarial attacks", ICLR 2020,
     https://arxiv.org/abs/1908.06281. Deviations: normalises by the mean magnitude, as published codes do (the paper
@@ -164,6 +170,10 @@ class NIFGSM(GradientAttack):
     """
 
     decay: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        in_range("decay", self.decay, 0.0, 1.0)
 
     def compose(self, setting: Setting) -> Recipe:
         norm = setting.threat.norm
@@ -181,7 +191,7 @@ class VMIFGSM(GradientAttack):
               r_i \sim U(B_{\beta \varepsilon})
 
     Args:
-        decay: momentum.
+        decay: momentum, in [0, 1].
         neighbours: N; each costs a forward and a backward pass per step.
         beta: :math:`\beta`, radius of the neighbourhood over eps.
 
@@ -195,6 +205,8 @@ class VMIFGSM(GradientAttack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        in_range("decay", self.decay, 0.0, 1.0)
+        in_range("beta", self.beta, 0.0)
         checks.as_count("neighbours", self.neighbours)
 
     def compose(self, setting: Setting) -> Recipe:
@@ -213,7 +225,7 @@ class DIFGSM(GradientAttack):
     are.
 
     Args:
-        decay: momentum; 0 gives DI-BIM.
+        decay: momentum, in [0, 1]; 0 gives DI-BIM.
         resize_rate: smallest factor of the resize, in (0, 1].
         diversity_probability: how likely a sample is resized at a step; 0 gives MI-FGSM.
 
@@ -228,6 +240,7 @@ class DIFGSM(GradientAttack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        in_range("decay", self.decay, 0.0, 1.0)
         if not 0 < self.resize_rate <= 1:
             raise ValueError(f"resize_rate: expected a factor in (0, 1]; got {self.resize_rate!r}")
         if not 0 <= self.diversity_probability <= 1:
@@ -251,7 +264,7 @@ class TIFGSM(GradientAttack):
               d_t = \operatorname{steepest}(m_{t+1})
 
     Args:
-        decay: momentum; the default 0 is the paper's TI-BIM.
+        decay: momentum, in [0, 1]; the default 0 is the paper's TI-BIM.
         kernel_size: taps of W along each axis, odd.
         sigma: standard deviation of W in voxels; 0 gives MI-FGSM. The default is the paper's kernel.
 
@@ -265,6 +278,7 @@ class TIFGSM(GradientAttack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        in_range("decay", self.decay, 0.0, 1.0)
         Gaussian(self.sigma, self.kernel_size)
 
     def compose(self, setting: Setting) -> Recipe:

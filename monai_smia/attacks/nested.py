@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tensors in any nesting of tuples, lists and dictionaries, as networks return them."""
+"""Tensors in any nesting of tuples, lists, dictionaries and dataclasses, as networks return them."""
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -13,8 +15,14 @@ def map_tensors(value: Any, function: Callable[[torch.Tensor], torch.Tensor]) ->
     """`function` of every tensor, in the same structure; what is no tensor stays as it is."""
     if isinstance(value, torch.Tensor):
         return function(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        held = {item.name: getattr(value, item.name) for item in dataclasses.fields(value) if item.init}
+        return dataclasses.replace(value, **{name: map_tensors(item, function) for name, item in held.items()})
     if isinstance(value, dict):
-        return {key: map_tensors(item, function) for key, item in value.items()}
+        mapped = copy.copy(value)  # of its own kind, such as an OrderedDict
+        for key, item in value.items():
+            mapped[key] = map_tensors(item, function)
+        return mapped
     if isinstance(value, (tuple, list)):
         items = [map_tensors(item, function) for item in value]
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)

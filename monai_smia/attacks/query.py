@@ -11,6 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from monai.inferers import SimpleInferer
 
+from monai_smia.attacks.checks import check_batch_of, check_network_rank
 from monai_smia.attacks.diversity import View
 from monai_smia.attacks.nested import map_tensors
 from monai_smia.attacks.objectives import Objective
@@ -114,6 +115,11 @@ class Query:
                     "network: an operation overwrites in place a tensor that its gradient needs (often a softmax "
                     "or an activation with inplace=True at the end); expected a network that autograd can follow"
                 ) from error
+            if "use_reentrant" in str(error):
+                raise RuntimeError(
+                    "network: its activation checkpointing gives gradients to parameters only; expected "
+                    "torch.utils.checkpoint.checkpoint(..., use_reentrant=False)"
+                ) from error
             if "appears to not have been used in the graph" in str(error):
                 raise RuntimeError("network: expected a prediction that depends on the image; it does not") from error
             raise
@@ -141,12 +147,18 @@ class Query:
     def _predict(self, image: torch.Tensor, precision: torch.dtype | None, inferer: Any = None) -> Any:
         self.forward_passes += 1
         inferer = self.inferer if inferer is None else inferer
-        with self._autocast(image, precision):
-            if inferer is None:
-                prediction = self.network(self._given(image))
-            else:
-                prediction = inferer(self._given(image), self.network if self._by_windows else self._cloned)
+        try:
+            with self._autocast(image, precision):
+                if inferer is None:
+                    prediction = self.network(self._given(image))
+                else:
+                    prediction = inferer(self._given(image), self.network if self._by_windows else self._cloned)
+        except (RuntimeError, ValueError, IndexError) as error:
+            if self.forward_passes == 1:
+                check_network_rank(self.network, image, error)
+            raise
         if self.forward_passes == 1:
+            check_batch_of(prediction, image)
             self.check(prediction)
         return map_tensors(prediction, _widened)
 

@@ -10,17 +10,21 @@ from typing import Any
 import torch
 
 from monai_smia.attacks import checks
+from monai_smia.attacks.argument_kinds import in_range
 from monai_smia.attacks.attack import GradientAttack
 from monai_smia.attacks.heads import (
     ACTIVATIONS,
     LossFunction,
     activation_of,
+    counted,
+    counted_like,
     decisions,
     ignore_index,
-    labels,
+    kl_divergence,
     like_target,
     log_probabilities,
     main_output,
+    mean_of_valid,
 )
 from monai_smia.attacks.hunt import Setting
 from monai_smia.attacks.loop import Recipe
@@ -51,14 +55,10 @@ class SoftDivergence:
         output, other = main_output(prediction), main_output(twin)
         multilabel = getattr(target, "shape", None) == output.shape
         log_p, log_q = (log_probabilities(value, self.activation, multilabel) for value in (output, other))
-        divergence = (log_p.exp() * (log_p - log_q)).sum(1)
+        value = kl_divergence(log_p, log_q)
         if self.ignore_index is None:
-            return divergence.flatten(1).mean(1)
-        index = labels(target, output, self.activation)
-        if index.dtype == torch.bool:
-            return divergence.flatten(1).mean(1)
-        valid = torch.ne(index, self.ignore_index).unsqueeze(1)
-        return (divergence * valid).flatten(1).sum(1) / valid.flatten(1).sum(1).clamp_min(1)
+            return value.flatten(1).mean(1)
+        return mean_of_valid(value, counted(target, output, self.activation, self.ignore_index))
 
 
 @dataclass(frozen=True)
@@ -75,11 +75,11 @@ class HardDivergence:
 
     def __call__(self, prediction: Any, twin: Any, target: Any) -> torch.Tensor:
         output = main_output(twin)
-        hard = decisions(output, self.activation, target.shape == output.shape)
+        hard = like_target(decisions(output, self.activation, target.shape == output.shape), target, output)
         ignored = ignore_index(self.loss_function)
-        if ignored is not None and hard.dtype != torch.bool and target.shape != output.shape:
-            hard = torch.where(labels(target, output, self.activation) == ignored, ignored, hard)
-        return per_sample(self.loss_function, prediction, like_target(hard, target, output), len(output))
+        if ignored is not None:
+            hard = torch.where(counted_like(target, output, self.activation, ignored), hard, target)
+        return per_sample(self.loss_function, prediction, hard, len(output))
 
 
 @dataclass(frozen=True)
@@ -203,7 +203,7 @@ class SMIA(GradientAttack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        checks.as_numbers("stabilization_weight", self.stabilization_weight, low=0.0)
+        in_range("stabilization_weight", self.stabilization_weight, 0.0)
         checks.one_of("smooth", self.smooth, ("perturbation", "image"))
         if not callable(self.divergence):
             checks.one_of("divergence", self.divergence, ("kl", "hard"))

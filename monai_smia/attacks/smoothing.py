@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from monai.networks.layers import gaussian_1d, separable_filtering
 
+from monai_smia.attacks.argument_kinds import check_kinds
+
 
 @dataclass(frozen=True)
 class Gaussian:
@@ -40,7 +42,8 @@ class Gaussian:
     padding: str = "replicate"
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.sigma, (int, float)) and math.isfinite(self.sigma) and self.sigma >= 0):
+        check_kinds(self)
+        if self.sigma < 0:
             raise ValueError(f"sigma: expected a finite number >= 0; got {self.sigma!r}")
         if self.kernel_size is not None and (self.kernel_size < 1 or self.kernel_size % 2 == 0):
             raise ValueError(f"kernel_size: expected an odd number of taps, or None; got {self.kernel_size!r}")

@@ -52,7 +52,7 @@ class Frame:
         allowed = mask.any(1).expand(batch, *shape)
         lows, highs = [], []
         for axis in range(len(shape)):
-            line = allowed.movedim(axis + 1, 1).flatten(2).any(2).int()
+            line = allowed.movedim(axis + 1, 1).reshape(batch, shape[axis], -1).any(2).int()
             lows.append(line.argmax(1))
             highs.append(shape[axis] - line.flip(1).argmax(1))
         low = torch.stack(lows, 1)

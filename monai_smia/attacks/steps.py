@@ -6,16 +6,21 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from typing import Any
 
 import torch
 
+from monai_smia.attacks.argument_kinds import check_kinds
 from monai_smia.attacks.balls import faint_norm_of, grouped
 
 
 class Step(ABC):
     """How we move: ``init(z) -> state``, ``update(gradient, state) -> (direction, state)``."""
+
+    def __post_init__(self) -> None:
+        if is_dataclass(self):
+            check_kinds(self)
 
     def init(self, z: torch.Tensor) -> Any:
         """The state before the first update; ``None`` for a part that keeps none."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from monai_smia.attacks.balls import clamp, grouped, norm_of, project_ball, project_ball_in_box, sample_ball
+from monai_smia.attacks.balls import NORMS, clamp, grouped, norm_of, project_ball, project_ball_in_box, sample_ball
 
 Size = torch.Tensor | float
 
@@ -36,6 +36,16 @@ class ThreatModel(ABC):
     def feasible(self, gradient: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
         """The gradient over the coordinates that a step from z can use; `restrict` unless a set knows better."""
         return self.restrict(gradient)
+
+    def spend(self, update: torch.Tensor, gradient: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+        """The step from z with the part that the set would cut off put to use; as it is unless a set knows better.
+
+        Args:
+            update: the step, ``BCHW[D]``.
+            gradient: what `feasible` gave for it.
+            z: where it leaves from.
+        """
+        return update
 
 
 @dataclass(frozen=True)
@@ -65,6 +75,15 @@ class LpBall(ThreatModel):
     norm: float = math.inf
     bounds: tuple[Size, Size] | None = None
     mask: torch.Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.eps, torch.Tensor):
+            if isinstance(self.eps, bool) or not isinstance(self.eps, (int, float)):
+                raise TypeError(f"eps: expected a number, or a tensor; got {self.eps!r}")
+            if not self.eps >= 0:  # NaN, too; infinity is no limit
+                raise ValueError(f"eps: expected a number >= 0; got {self.eps!r}")
+        if not isinstance(self.norm, (int, float)) or self.norm not in NORMS:
+            raise ValueError(f"norm: expected inf, 2 or 1; got {self.norm!r}")
 
     def init(self, image: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
         if generator is None:
@@ -113,6 +132,28 @@ class LpBall(ThreatModel):
         low, high = self.bounds
         stuck = ((gradient > 0) & (z >= high)) | ((gradient < 0) & (z <= low))
         return torch.where(stuck, torch.zeros_like(gradient), gradient)
+
+    def spend(self, update: torch.Tensor, gradient: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+        """In L1 with bounds, what a step has left over at the bounds goes to the voxels of the next largest gradient.
+
+        An L1 step gives a few voxels more than most have room for. Were the rest lost, every step would refill the
+        voxels that the last projection took a little from, and no other would ever get its share. No voxel is moved
+        further than the step moves its furthest one.
+        """
+        if self.norm != 1 or self.bounds is None:
+            return update
+        low, high = self.bounds
+        step, slope = self._flatten(update), self._flatten(gradient)
+        up, down = self._flatten((high - z).clamp_min(0)), self._flatten((z - low).clamp_min(0))
+        taken = torch.minimum(step.abs(), torch.where(step > 0, up, down))
+        left = (step.abs() - taken).sum(-1, keepdim=True)
+        most = step.abs().amax(-1, keepdim=True)
+        free = torch.where((step == 0) & (slope != 0), torch.minimum(torch.where(slope > 0, up, down), most), 0.0)
+        order = torch.where(free > 0, slope.abs(), 0.0).argsort(dim=-1, descending=True)
+        room = free.gather(-1, order)
+        given = torch.minimum((left - (room.cumsum(-1) - room)).clamp_min(0), room)
+        spilt = torch.zeros_like(step).scatter(-1, order, given) * slope.sign()
+        return (step.sign() * taken + spilt).reshape(update.shape)
 
     def _project(self, image: torch.Tensor, change: torch.Tensor) -> torch.Tensor:
         """A flat change, to the L2 ball, or to the L1 ball and the bounds."""

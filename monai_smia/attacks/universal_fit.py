@@ -11,6 +11,7 @@ import torch
 from monai.utils import CommonKeys, optional_import
 
 from monai_smia.attacks import checks
+from monai_smia.attacks.argument_kinds import check_kinds
 from monai_smia.attacks.balls import clamp
 from monai_smia.attacks.freezing import frozen, unwrap
 from monai_smia.attacks.heads import LossFunction
@@ -80,6 +81,7 @@ class UAP:
     amp: torch.dtype | str | None = None
 
     def __post_init__(self) -> None:
+        check_kinds(self)
         check_loss(self.loss_function)
         checks.as_count("epochs", self.epochs)
         values = {

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from monai_smia.attacks import checks
+from monai_smia.attacks.argument_kinds import in_range
 from monai_smia.attacks.balls import clamp
 from monai_smia.attacks.frequency import BlockDCT
 from monai_smia.attacks.hunt import Hunt, Setting
@@ -152,7 +153,7 @@ class VAFA(ParametrizedAttack):
             raise ValueError(f"floor: expected a number in (0, 1]; got {self.floor!r}")
         if not 0 <= self.softness < 1:
             raise ValueError(f"softness: expected a number in [0, 1); got {self.softness!r}")
-        checks.as_numbers("ssim_weight", self.ssim_weight, low=0.0)
+        in_range("ssim_weight", self.ssim_weight, 0.0)
         if isinstance(self.block_size, Sequence) and not isinstance(self.block_size, str):
             self._set(block_size=tuple(checks.as_count("block_size", size) for size in self.block_size))
         else:

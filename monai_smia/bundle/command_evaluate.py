@@ -9,13 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from monai_smia.bundle.attack_options import read_attack_options
+from monai_smia.bundle.command_note import say_that_it_runs
 from monai_smia.bundle.grid import known_attacks
+from monai_smia.bundle.honoured import refuse_ignored
 from monai_smia.bundle.opening import OpenBundle, open_bundle
 from monai_smia.bundle.provenance import file_checksum
 from monai_smia.bundle.shard_call import write_call
 from monai_smia.bundle.torchrun import shard_of_process, take_own_device
 from monai_smia.bundle.under_attack import ATTACKS, Outcome, attack_names, evaluate_under_attack
 from monai_smia.engines.shards import Shard
+
+OWN_ATTACKS = "the attacks are those of the bundle's configs/attack.json; expected --attacks or --eps beside it"
 
 
 def evaluate(
@@ -28,6 +32,7 @@ def evaluate(
     weights: str | None = None,
     out: str | None = None,
     resume: bool = False,
+    retry_failed: bool = False,
     shard: Any = None,
     configs: Any = None,
     device: str | None = None,
@@ -35,7 +40,7 @@ def evaluate(
     tolerance: float | None = None,
     seed: int = 0,
     certify: Any = None,
-    certify_samples: int = 1000,
+    certify_samples: int | None = None,
     views: int = 4,
     no_doctor: bool = False,
     options: Any = None,
@@ -65,6 +70,7 @@ def evaluate(
         weights: file of the weights, if not models/model.pt.
         out: folder of the report; robustness/NAME here where nothing else is said.
         resume: go on with an evaluation that was interrupted.
+        retry_failed: go on, and try the cases again that failed.
         shard: i/n, the i-th of n shares of the cases, from 1; all have the same --out, and the last makes the report.
         configs: names of configuration files, if others than the bundle's usual ones.
         device: such as cpu or cuda:0.
@@ -72,29 +78,38 @@ def evaluate(
         tolerance: error of a regression from which on an attack succeeded.
         seed: of the attacks' randomness, and of the certificates'.
         certify: noise's standard deviation, such as 20HU, to certify the clean images under; none where not said.
-        certify_samples: noisy copies of each image, each a pass through the network, and a tenth as many before.
+        certify_samples: noisy copies of each image, each a pass through the network, and a tenth as many before; 1000.
         views: how many cases the report shows pictures of.
         no_doctor: do not look for reasons to distrust the numbers.
         options: JSON or YAML file of arguments that some attacks have to themselves, such as a clinical goal:
             {"PGD": {"goal": {"_target_": "monai_smia.attacks.ShiftVolume", "structure": 1, "by": 0.3}}}.
         more: arguments of attacks (--norm 2) and ids of the bundle's configuration (--validate#inferer#overlap 0.5).
     """
-    call = {name: value for name, value in locals().items() if name not in ("out", "resume", "shard", "more")}
+    call = {
+        name: value
+        for name, value in locals().items()
+        if name not in ("out", "resume", "retry_failed", "shard", "more")
+    }
     fields = {field for fields in known_attacks().values() for field in fields}
     shared = {name: value for name, value in more.items() if name in fields}
     overrides = {name: value for name, value in more.items() if name not in fields}
     given = read_attack_options(options)
+    if certify is None:
+        refuse_ignored("nothing is certified without --certify", certify_samples=certify_samples)
     if shard is None and (shard := shard_of_process()) is not None:
         take_own_device()
     shard = None if shard is None else Shard.of(shard)
     asked = attacks is not None or eps is not None or shared or given
     own = not asked and (Path(bundle) / "configs" / "attack.json").is_file()
     if own and steps is not None:
-        overrides["steps"] = steps
+        with open_bundle(bundle, configs=configs, overrides=overrides, dataset_dir=dataset_dir) as looked_at:
+            own = looked_at.attack_config is not None
+        overrides |= {"steps": steps} if own else {}
     place = Path(out) if out is not None else Path("robustness") / Path(bundle).resolve().name
     place = place.absolute()  # an open bundle is the working folder
     if shard is not None:
         write_call(place, {**call, **more})
+    say_that_it_runs(bundle)
     with open_bundle(
         bundle,
         configs=configs,
@@ -108,6 +123,7 @@ def evaluate(
         common: dict[str, Any] = {
             "out": place,
             "resume": resume,
+            "retry_failed": retry_failed,
             "shard": shard,
             "seed": seed,
             "certify": None if certify is None else _certify(certify, certify_samples),
@@ -119,6 +135,7 @@ def evaluate(
             "title": f"{opened.root.name} under attack",
         }
         if own and opened.attack_config is not None:
+            refuse_ignored(OWN_ATTACKS, bounds=bounds, tolerance=tolerance)
             outcome = evaluate_under_attack(
                 opened.evaluator(),
                 opened.attacks(),
@@ -133,7 +150,7 @@ def evaluate(
                 names,
                 eps,
                 options={**opened.attack_options(names), **given},
-                steps=10 if steps is None else steps,
+                steps=steps,
                 loss_function=opened.loss(),
                 criterion=opened.criterion(),
                 tolerance=tolerance,
@@ -157,7 +174,8 @@ def about(opened: OpenBundle, command: list[str]) -> dict[str, str]:
     return words | {"command": " ".join(map(shlex.quote, shown))}
 
 
-def _certify(sigma: Any, samples: int) -> dict[str, Any]:
+def _certify(sigma: Any, samples: int | None) -> dict[str, Any]:
+    samples = 1000 if samples is None else samples
     return {"sigma": sigma, "samples": samples, "first_samples": max(1, samples // 10)}
 
 

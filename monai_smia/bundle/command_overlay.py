@@ -7,11 +7,14 @@ import json
 from importlib.resources import files
 from typing import Any
 
-from monai_smia.bundle.opening import OpenBundle, open_bundle
+from monai_smia.bundle.opening import OpenBundle
+from monai_smia.bundle.reading import BundleText, read_bundle
 
 
 def overlay(bundle: str | None = None, eps: str | None = None, attacks: str | None = None) -> int:
     """Print a configuration file that puts a bundle under attack when it is appended to the bundle's own.
+
+    None of the bundle's code is run.
 
     Examples:
         monai-smia overlay > attack.json
@@ -24,11 +27,7 @@ def overlay(bundle: str | None = None, eps: str | None = None, attacks: str | No
         eps: budgets, such as 2HU,5HU.
         attacks: names, such as SMIA,PGD.
     """
-    if bundle is None:
-        content = packaged("attack.json")
-    else:
-        with open_bundle(bundle) as opened:
-            content = fitting(opened)
+    content = packaged("attack.json") if bundle is None else fitting(read_bundle(bundle))
     for name, value in (("eps", eps), ("attacks", attacks)):
         if value is not None:
             content["attack"][name] = value
@@ -42,7 +41,7 @@ def packaged(name: str) -> dict[str, Any]:
     return text
 
 
-def fitting(opened: OpenBundle) -> dict[str, Any]:
+def fitting(opened: OpenBundle | BundleText) -> dict[str, Any]:
     """The overlay with the ids of a bundle; with the weights' loader where the bundle's own handlers have none."""
     if opened.kind == "python":
         raise ValueError("bundle: a workflow class takes no configuration files; expected monai-smia evaluate")

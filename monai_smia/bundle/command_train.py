@@ -6,6 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from monai_smia.bundle.command_note import say_that_it_runs
 from monai_smia.bundle.training import AdversarialTraining
 
 
@@ -49,6 +50,7 @@ def train(
         overrides: ids of the bundle's configuration (--train#dataloader#batch_size 8).
     """
     place = Path(out) if out is not None else Path("adversarial_training") / Path(bundle).resolve().name
+    say_that_it_runs(bundle)
     with AdversarialTraining(
         bundle,
         method,

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from monai_smia.bundle.command_note import say_that_it_runs
 from monai_smia.bundle.exporting import verify_cohort
 from monai_smia.bundle.opening import open_bundle
 from monai_smia.export.survival import survival_markdown
@@ -39,6 +40,7 @@ def verify(
     """
     manifest = Path(cohort).absolute()  # an open bundle is the working folder
     place = None if files is None else Path(files).absolute()
+    say_that_it_runs(bundle)
     with open_bundle(
         bundle, configs=configs, overrides=overrides, dataset_dir=dataset_dir, weights=weights, device=device
     ) as opened:

@@ -15,7 +15,8 @@ from monai_smia.bundle.cases import limited
 from monai_smia.bundle.edits import disable
 from monai_smia.bundle.errors import BundleError, cause, reason
 from monai_smia.bundle.ids import Ids, needs_trainer
-from monai_smia.bundle.text import class_name, get, reached_components, references, static_value
+from monai_smia.bundle.loaders import loaders_in, running_loaders, steps
+from monai_smia.bundle.text import class_name, get, references, static_value
 from monai_smia.bundle.weights import DEFAULT, load_weights
 
 
@@ -53,7 +54,7 @@ class ConfigSource:
         self._hint = hint
         self._ready: set[str] = set()
         if weights is not None:
-            disable(self.config, set(self._loaders_in(ids.handlers)))
+            disable(self.config, set(loaders_in(self.config, ids.handlers)))
         parser.ref_resolver.reset()
 
     # what the text says
@@ -62,7 +63,8 @@ class ConfigSource:
         """The files that hold the weights, and who loads them: the id of a loader, or ``""`` for us."""
         if self._given is not None:
             return {"": self._given}
-        files = {name: self._path(f"{name}#load_path") for name in self._enabled_loaders()}
+        running = running_loaders(self.config, self.ids, self._is_off)
+        files = {name: self._path(f"{name}#load_path") for name in running}
         return files or {"": self._root / DEFAULT}
 
     # objects
@@ -117,7 +119,7 @@ class ConfigSource:
     def finalize(self) -> None:
         """Run what ``finalize`` says of objects that were built."""
         done = self.parser.ref_resolver.resolved_content
-        for name in self._steps("finalize"):
+        for name in steps(self.config, "finalize"):
             if "initialized" in self._ready and {needed.replace("#", "::") for needed in self._refs(name)} <= set(done):
                 self.build(name)
 
@@ -128,7 +130,7 @@ class ConfigSource:
         if "initialized" in self._ready:
             return
         self._ready.add("initialized")
-        for name in self._steps("initialize"):
+        for name in steps(self.config, "initialize"):
             loads = [n for n in self._refs(name) if class_name(get(self.config, n)) == "CheckpointLoader"]
             if not loads and not needs_trainer(self.config, get(self.config, name)):
                 self.build(name)
@@ -162,26 +164,14 @@ class ConfigSource:
                 raise BundleError(f"weights: {loader} cannot load {path}; {reason(error)[:400]}") from error
         self._ready.add("loaded")
 
-    def _steps(self, name: str) -> list[str]:
-        steps = get(self.config, name)
-        return [f"{name}#{i}" for i in range(len(steps))] if isinstance(steps, list) else [name] if steps else []
-
     def _refs(self, name: str) -> list[str]:
         return references(get(self.config, name))
 
     # loaders
 
-    def _loaders_in(self, start: str | None) -> dict[str, dict[str, Any]]:
-        every = reached_components(self.config, start) if start is not None else {}
-        return {name: item for name, item in every.items() if class_name(item) == "CheckpointLoader"}
-
-    def _enabled_loaders(self) -> list[str]:
-        """Loaders that run: of the evaluator's handlers, else those that ``initialize`` calls."""
-        found = self._loaders_in(self.ids.handlers)
-        if not found:
-            for name in self._steps("initialize"):
-                found |= {n: i for n, i in self._loaders_in(name).items() if n in self._refs(name)}
-        return [name for name in found if not self._value(f"{name}#_disabled_")]
+    def _is_off(self, name: str) -> bool:
+        value = self._value(name)
+        return value.lower().strip() == "true" if isinstance(value, str) else bool(value)
 
     def _path(self, name: str) -> Path:
         path = static_value(self.config, name) or self._value(name)

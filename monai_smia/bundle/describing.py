@@ -9,15 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from monai_smia.bundle.ids import Ids
+from monai_smia.bundle.listed_transforms import listed
 from monai_smia.bundle.metadata import label_names
 from monai_smia.bundle.text import (
     argument_id,
     class_name,
     get,
-    is_component,
     reached,
     reached_components,
-    references,
     static_value,
 )
 
@@ -77,15 +76,8 @@ def where_from(root: Path, files: Mapping[str, Path]) -> str:
 
 
 def transforms(config: Mapping[str, Any], value: Any) -> list[Mapping[str, Any]]:
-    """The transforms of a composition in their order; a function written as an expression is none."""
-    if isinstance(value, str):
-        named = [] if "lambda" in value else references(value)
-        return [item for name in named for item in transforms(config, get(config, name))]
-    if isinstance(value, list):
-        return [item for entry in value for item in transforms(config, entry)]
-    if not is_component(value) or value.get("_disabled_") is True:
-        return []
-    return transforms(config, value.get("transforms")) if class_name(value) == "Compose" else [value]
+    """The transforms of a composition in their order; a function or another expression is none."""
+    return [item for item in listed(config, value) if isinstance(item, Mapping)]
 
 
 def _named(config: Mapping[str, Any], name: str | None) -> str:

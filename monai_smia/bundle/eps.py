@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from monai_smia.attacks.argument_kinds import as_text
 from monai_smia.bundle.units import NETWORK, IntensityReading
 from monai_smia.intensity import IntensityScale
 
@@ -56,6 +57,10 @@ class Budget:
     written: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
+        if isinstance(self.value, bool) or not isinstance(self.value, (int, float)):
+            raise TypeError(f"eps: expected a number; got {self.value!r}")
+        for text in (self.unit, self.written):
+            as_text("eps", text)
         if not (math.isfinite(self.value) and self.value >= 0):
             raise ValueError(f"eps: expected a finite number, at least 0; got {self.label}")
 
@@ -180,6 +185,8 @@ def default_eps(reading: IntensityReading) -> tuple[Budget, ...]:
 def _items(eps: Any) -> Iterator[Any]:
     if isinstance(eps, str):
         yield from (part.strip() for part in eps.strip().strip("[]()").split(",") if part.strip())
+    elif isinstance(eps, (bytes, bytearray)):
+        raise TypeError(f"eps: expected numbers, or strings such as 5HU, 4/255 or 1%; got {eps!r}")
     elif isinstance(eps, (list, tuple, set)) or (isinstance(eps, (np.ndarray, torch.Tensor)) and eps.ndim):
         for item in eps.tolist() if isinstance(eps, (np.ndarray, torch.Tensor)) else eps:
             yield from _items(item)
@@ -201,9 +208,20 @@ def _parse(item: Any, units: tuple[str, ...]) -> Budget:
     unit = {known.lower(): known for known in units}.get(name.lower(), _OTHER_NAMES.get(name.lower()))
     if name and unit is None:
         raise ValueError(f"eps: expected one of the units {', '.join(dict.fromkeys(units))}; got {item!r}")
+    if any(_vanished(number) for number in (match[1], match[2] or "1")):
+        raise ValueError(f"eps: expected a number that is not lost to rounding; got {item!r}")
     if match[2] is None:
         return Budget(float(match[1]), unit or "")
     return Budget(float(match[1]) / float(match[2]), unit or NETWORK, f"{match[1]}/{match[2]}{unit or ''}")
+
+
+def _vanished(number: str) -> bool:
+    """Whether a number is written as something else than 0, and is 0 or infinite when read."""
+    mantissa = number.lower().partition("e")[0]
+    value = abs(float(number))
+    return math.isinf(value) or (
+        value < torch.finfo(torch.float32).tiny and any(digit in "123456789" for digit in mantissa)
+    )
 
 
 def _scales(reading: IntensityReading) -> tuple[IntensityScale, ...]:

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from monai.transforms import Activations, Activationsd, AsDiscrete, AsDiscreted
+from monai.transforms import Activations, Activationsd, AsDiscrete, AsDiscreted, Lambda, Lambdad
 from monai.utils import CommonKeys
 
-from monai_smia.attacks.heads import LossFunction, infer_activation
+from monai_smia.attacks.heads import LossFunction, activations_said, infer_activation
 from monai_smia.bundle.fitting import name_of
 
 SUM_TOLERANCE = 1e-3  # of rows of probabilities: half precision, or blended windows
@@ -36,8 +36,8 @@ class Evidence:
 
 
 def from_loss(loss_function: LossFunction | None) -> Evidence | None:
-    """The loss's own flags or type; ``None`` where they leave it to the number of channels."""
-    if loss_function is None:
+    """The loss's own flags or type; ``None`` where they leave it to the number of channels, or contradict."""
+    if loss_function is None or len(activations_said(loss_function)) > 1:
         return None
     said = {infer_activation(loss_function, channels) for channels in (1, 2)}
     if len(said) > 1:
@@ -103,6 +103,21 @@ def from_channels(output: torch.Tensor) -> Evidence:
     channels = output.shape[1]
     rule = "nothing but the number of channels (one means sigmoid, more mean softmax)"
     return Evidence(rule, "sigmoid" if channels == 1 else "softmax", channels > 1, sure=False)
+
+
+def not_understood(postprocessing: Any) -> str | None:
+    """The first step of the postprocessing that changes the prediction in a way of its own, by name.
+
+    MONAI's transforms are understood, but for functions handed to them.
+    """
+    for transform in _transforms(postprocessing):
+        keys = getattr(transform, "keys", None)
+        if keys is not None and not callable(keys) and set(keys) <= {CommonKeys.IMAGE, CommonKeys.LABEL}:
+            continue
+        own = not type(transform).__module__.startswith("monai.")
+        if own or isinstance(transform, (Lambda, Lambdad)):
+            return str(getattr(transform, "__name__", type(transform).__name__))
+    return None
 
 
 def one_class_each(label: torch.Tensor) -> bool:

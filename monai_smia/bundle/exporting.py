@@ -11,7 +11,8 @@ from monai.utils import CommonKeys
 
 import monai_smia.attacks
 from monai_smia.attacks import Attack
-from monai_smia.bundle.cases import as_cases, limited
+from monai_smia.attacks.argument_kinds import did_you_mean
+from monai_smia.bundle.cases import as_cases, loader_as_found, use_cases
 from monai_smia.bundle.eps import Budget, parse_eps
 from monai_smia.bundle.grid import known_attacks
 from monai_smia.bundle.probing import probe
@@ -24,6 +25,7 @@ STORED = ("HU", "grey", "intensity", "%")
 """Units of what files hold: the unit of the stored numbers, by any name, or percent of each image's own range."""
 
 
+@loader_as_found
 def export_cohort(
     evaluator: Any,
     attack: str = "SMIA",
@@ -37,12 +39,15 @@ def export_cohort(
     qualities: Sequence[int] | None = None,
     naive: bool = False,
     as_png: bool = False,
+    deidentify: bool = False,
+    keep_link: bool = False,
     intensity: IntensityScale | None = None,
     image_key: str = CommonKeys.IMAGE,
     label_key: str = CommonKeys.LABEL,
     seed: int = 0,
     out: str | Path = "adversarial",
     resume: bool = False,
+    retry_failed: bool = False,
     progress: bool = True,
     **shared: Any,
 ) -> Cohort:
@@ -58,9 +63,9 @@ def export_cohort(
         options: arguments of the attack.
         cases: how many, the first ones, or file names; ``None`` for all.
         bpda: see `monai_smia.export.native_case`.
-        qualities, naive, as_png: see `monai_smia.export.write_cohort`.
+        qualities, naive, as_png, deidentify, keep_link: see `monai_smia.export.write_cohort`.
         intensity: physical unit of the network's input, for the report.
-        image_key, label_key, seed, resume, progress: see `monai_smia.export.write_cohort`.
+        image_key, label_key, seed, resume, retry_failed, progress: see `monai_smia.export.write_cohort`.
         out: folder of the copies.
         shared: further arguments of the attack, if it has them.
 
@@ -73,10 +78,10 @@ def export_cohort(
         raise RuntimeError(f"export: expected one process, as all would write one manifest; got {share} of torchrun")
     known = known_attacks()
     if attack not in known:
-        raise ValueError(f"attack: expected a name among {sorted(known)}; got {attack!r}")
+        raise ValueError(f"attack: expected the name of an attack; got {attack!r}{did_you_mean(attack, sorted(known))}")
     budget = stored_budget(eps)
     if cases is not None:
-        limited(evaluator.data_loader.dataset, as_cases(cases))
+        use_cases(evaluator, as_cases(cases))
     task = _task_of(evaluator, loss_function, image_key, label_key)
     wanted = {"steps": steps, "activation": task.activation, "criterion": task.criterion, **shared}
     strange = set(shared) - known[attack]
@@ -97,10 +102,13 @@ def export_cohort(
         qualities=qualities,
         naive=naive,
         as_png=as_png,
+        deidentify=deidentify,
+        keep_link=keep_link,
         intensity=intensity,
         unit=budget.unit,
         seed=seed,
         resume=resume,
+        retry_failed=retry_failed,
         progress=progress,
     )
 

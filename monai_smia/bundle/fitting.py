@@ -75,6 +75,11 @@ class FittedLoss:
             target = fit_target(self.loss_function, given, _fitted(self.steps, target, tensor))
         return self.loss_function(given, target)
 
+    def opened(self, prediction: Any, target: torch.Tensor) -> tuple[LossFunction, Any, torch.Tensor]:
+        """The loss inside, and what it is given: for the check of labels."""
+        tensor = self.output(prediction)
+        return self.loss_function, prediction if self.whole else tensor, _fitted(self.steps, target, tensor)
+
     @property
     def ignore_index(self) -> int | None:
         """The label value that the loss inside leaves out."""

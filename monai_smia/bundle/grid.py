@@ -9,6 +9,7 @@ from typing import Any
 
 import monai_smia.attacks
 from monai_smia.attacks import Attack, Towards
+from monai_smia.attacks.argument_kinds import did_you_mean
 from monai_smia.intensity import IntensityScale
 
 
@@ -57,7 +58,7 @@ def attack_grid(
     grid: dict[str, Attack] = {}
     for name in names:
         if name not in known:
-            raise ValueError(f"names: expected names among {sorted(known)}; got {name!r}")
+            raise ValueError(f"names: expected names of attacks; got {name!r}{did_you_mean(name, sorted(known))}")
         kind: Any = getattr(monai_smia.attacks, name)
         arguments = {key: value for key, value in shared.items() if key in known[name]} | dict(options.get(name, {}))
         for size in eps:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from monai_smia.attacks.checks import one_of
-from monai_smia.attacks.heads import ACTIVATIONS, LossFunction, ignore_index
+from monai_smia.attacks.heads import ACTIVATIONS, LossFunction, activations_said, ignore_index, infer_activation
 from monai_smia.bundle.evidence import (
     Evidence,
     from_channels,
@@ -17,6 +17,7 @@ from monai_smia.bundle.evidence import (
     from_loss,
     from_postprocessing,
     from_values,
+    not_understood,
     one_class_each,
 )
 from monai_smia.bundle.fitting import converts_indices
@@ -63,13 +64,16 @@ def decide_head(
         activation: what a person says; it settles a contradiction between the sources.
 
     Raises:
-        ValueError: when two of them contradict each other, naming both; when the label's values fit no such head.
+        ValueError: when two of them contradict each other, naming both; when the label's values fit no such head; when
+            nothing but the number of channels is known and the postprocessing reads them in a way of its own.
     """
     channels = output.shape[1]
     loss, post = from_loss(loss_function), from_postprocessing(postprocessing, output)
     values = from_values(output)
     found = [item for item in (loss, post, values, from_label(label, output), from_channels(output)) if item]
     if activation is None:
+        if channels > 1 and not (loss or post or values):
+            _refuse_to_guess(loss_function, postprocessing, output, label)
         chosen = _agreed(found)
         _check_channels(chosen, post, channels)
     else:
@@ -87,6 +91,19 @@ def decide_head(
         cuts = loss_function is not None and bool(converts_indices(loss_function))
         _check_label(head, label if ignored is None else label[label != ignored], label, output, cuts)
     return head
+
+
+def _refuse_to_guess(loss_function: LossFunction | None, postprocessing: Any, output: torch.Tensor, label: Any) -> None:
+    """The number of channels, or a label of indices, says nothing where the bundle reads them in its own way."""
+    if loss_function is not None and len(activations_said(loss_function)) > 1:
+        infer_activation(loss_function, output.shape[1])  # raises, naming both
+    step = not_understood(postprocessing)
+    if step is not None and (label is None or label.shape != output.shape):
+        raise ValueError(
+            f"activation: the postprocessing's {step} makes something of its own of the {output.shape[1]} channels of "
+            "the prediction, which need not be classes (they may be flows or distances), and no loss says what they "
+            f"are; expected `activation`, one of {', '.join(map(repr, ACTIVATIONS))}, or a loss with the bundle"
+        )
 
 
 def _agreed(found: list[Evidence]) -> Evidence:

@@ -12,7 +12,17 @@ from monai.bundle.properties import InferProperties, TrainProperties
 from monai.engines import SupervisedEvaluator
 from monai.utils import BundlePropertyConfig
 
-from monai_smia.bundle.text import argument_id, class_name, components, get, is_component, normal, reached, references
+from monai_smia.bundle.text import (
+    argument_id,
+    class_name,
+    components,
+    get,
+    is_component,
+    normal,
+    reached,
+    references,
+    switched_off,
+)
 from monai_smia.bundle.weights import KEYS
 
 LOSSES = ("loss", "lossfn", "loss_function", "loss_fn", "criterion")
@@ -41,14 +51,19 @@ class Ids:
     loss: str | None = None
 
 
-def find_ids(config: Mapping[str, Any]) -> Ids | None:
+def find_ids(config: Mapping[str, Any], *, imports: bool = True) -> Ids | None:
     """The ids of a configuration whose macros are resolved; None when there is no evaluator in it.
 
     The evaluator is the item of MONAI's bundle property, ``validate#evaluator`` or ``evaluator``, else the first
     component whose class is called an evaluator or is a `SupervisedEvaluator`: one with a network and metrics before
     one without. An override of its ``_disabled_`` to true passes one over.
+
+    Args:
+        config: macros resolved.
+        imports: whether classes may be imported to see if they are evaluators, which runs a bundle's code; without, a
+            component of another name is an evaluator where it is given a network and a ``val_data_loader``.
     """
-    evaluator = _property(config, "evaluator") or next(_evaluators(config), None)
+    evaluator = _property(config, "evaluator") or next(_evaluators(config, imports), None)
     if evaluator is None:
         return None
     loader = argument_id(config, evaluator, "val_data_loader")
@@ -95,13 +110,16 @@ def _property(config: Mapping[str, Any], name: str) -> str | None:
 
 
 def _enabled(value: Any) -> bool:
-    return is_component(value) and value.get("_disabled_") is not True
+    return is_component(value) and switched_off(value) is not True
 
 
-def _evaluators(config: Mapping[str, Any]) -> Iterator[str]:
+def _evaluators(config: Mapping[str, Any], imports: bool) -> Iterator[str]:
     every = [(name, item) for name, item in components(config) if name.split("#")[0] != "_meta_" and _enabled(item)]
     found = [(name, item) for name, item in every if class_name(item).endswith("Evaluator")]
-    found = found or [(name, item) for name, item in every if _is_evaluator(item["_target_"])]
+    if not found and imports:
+        found = [(name, item) for name, item in every if _is_evaluator(item["_target_"])]
+    elif not found:
+        found = [(name, item) for name, item in every if {"network", "val_data_loader"} <= item.keys()]
     found.sort(key=lambda entry: ("network" not in entry[1], "key_val_metric" not in entry[1]))
     yield from (name for name, _ in found)
 

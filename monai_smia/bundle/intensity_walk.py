@@ -31,6 +31,21 @@ from monai.utils import ensure_tuple
 from monai_smia.bundle.harmless import adds_channels, is_harmless
 from monai_smia.bundle.intensity_map import DEVIATION, PERCENT, IntensityMap
 
+
+class Unread:
+    """A transform of which nothing is known but a name: only running the bundle would tell what it does.
+
+    Args:
+        name: what a person sees.
+        keys: of the items that its text says it acts on; None where it says nothing.
+    """
+
+    def __init__(self, name: str, keys: tuple[str, ...] | None = None) -> None:
+        self.name = name
+        if keys is not None:
+            self.keys = keys
+
+
 _INNER = {
     ScaleIntensityRanged: "scaler",
     ScaleIntensityd: "scaler",
@@ -56,6 +71,8 @@ def intensity_map(transforms: Any, key: str) -> IntensityMap:
     for transform in in_order(transforms):
         if acts_on(transform, key):
             state = _after(state, transform, key)
+        elif isinstance(transform, Unread):
+            state = state.noting(f"{transform.name} was not run, and by its keys leaves the {key} alone")
     return state
 
 
@@ -81,6 +98,8 @@ def acts_on(transform: Any, key: str) -> bool:
 
 
 def _after(state: IntensityMap, transform: Any, key: str) -> IntensityMap:
+    if isinstance(transform, Unread):
+        return state.without_base(transform.name)
     who = type(transform).__name__
     if is_harmless(transform):
         return state
@@ -178,6 +197,9 @@ _READERS: dict[type, Callable[[IntensityMap, Any, str], IntensityMap]] = {
     ScaleIntensityRangePercentiles: _percentiles,
     ShiftIntensity: _shift,
 }
+
+READ = (*_READERS, *_INNER)
+"""Classes whose formula is read from an object's attributes."""
 
 
 def _begin(base: str, points: tuple[float, float], images: tuple[float, float], step: str) -> IntensityMap:

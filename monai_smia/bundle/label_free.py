@@ -70,6 +70,7 @@ def without_labels(
         device=evaluator.state.device,
         val_data_loader=evaluator.data_loader,
         network=evaluator.network,
+        epoch_length=evaluator.state.epoch_length,
         inferer=evaluator.inferer,
         prepare_batch=prepare,
         postprocessing=discrete,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from monai_smia.bundle.ids import Ids
-from monai_smia.bundle.text import children, components, reached, static_value
+from monai_smia.bundle.text import children, components, reached, static_value, switched_off
 from monai_smia.bundle.weights import listed_download
 
 _FILE = re.compile(r".*[^/.]\.(json|csv|tsv|txt|npz|npy|pkl|pt|pth|ts|h5|xlsx|ya?ml)", re.IGNORECASE)
@@ -77,7 +77,7 @@ def _arguments(config: Mapping[str, Any], ids: Ids) -> Iterator[str]:
         for name, component in components(value, start):
             for key, argument in component.items():
                 written = isinstance(argument, str) and "/" in argument and not argument.startswith("@")
-                if written and component.get("_disabled_") is not True:
+                if written and switched_off(component) is not True:
                     yield f"{name}#{key}"
 
 
@@ -91,7 +91,7 @@ def lacking_packages(config: Mapping[str, Any], ids: Ids) -> Iterator[Missing]:
         if re.search(rf"(?<![\w.]){re.escape(name)}\b", words):
             wanted.add(module.split(".")[0])
     for package in sorted(wanted - {"scripts"}):
-        if importlib.util.find_spec(package) is None:
+        if package.isidentifier() and importlib.util.find_spec(package) is None:
             yield Missing(f"the package {package}, which is not installed", "")
 
 

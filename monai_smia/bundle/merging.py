@@ -17,6 +17,9 @@ from monai_smia.bundle.text import get, normal
 
 RUN = ("initialize", "run", "finalize")
 
+MOST_ENTRIES, DEEPEST = 2_000_000, 100
+"""Of a configuration, its data lists included."""
+
 
 def merge(files: Sequence[Path], metadata: Mapping[str, Any]) -> ConfigParser:
     """Files merged in their order, macros not yet resolved.
@@ -46,9 +49,12 @@ def attack_file(root: Path) -> Path | None:
     return path if path.is_file() and "attacks" in _load(path) else None
 
 
-def merge_attacks(parser: ConfigParser, path: Path) -> None:
-    """Add what an ``attack.json`` defines, and leave out how it changes the evaluator, its handlers and the run."""
-    ids = find_ids(resolved(parser).config)
+def merge_attacks(parser: ConfigParser, path: Path, *, imports: bool = True) -> None:
+    """Add what an ``attack.json`` defines, and leave out how it changes the evaluator, its handlers and the run.
+
+    `imports` is that of `find_ids`.
+    """
+    ids = find_ids(resolved(parser).config, imports=imports)
     evaluation = tuple(name for name in (ids.evaluator, ids.handlers) if name) if ids else ()
     for key, value in _load(path).items():
         name = normal(key.removeprefix("+"))
@@ -81,6 +87,7 @@ def override(parser: ConfigParser, overrides: Mapping[str, Any]) -> None:
         parser.resolve_macro_and_relative_ids()
     except Exception as error:  # files and ids that macros name
         raise BundleError(f"configs: MONAI cannot resolve the macros (%...); {reason(error)}") from error
+    check_size(parser.config, "the configuration")
     for key, value in late.items():
         try:
             parser[key] = value
@@ -103,13 +110,13 @@ def nothing_found(tried: Mapping[str, Mapping[str, Any]]) -> BundleError:
     )
 
 
-def checked_ids(config: Mapping[str, Any], name: str) -> Ids:
-    """The ids of a configuration that is to be evaluated.
+def checked_ids(config: Mapping[str, Any], name: str, *, imports: bool = True) -> Ids:
+    """The ids of a configuration that is to be evaluated; `imports` is that of `find_ids`.
 
     Raises:
         BundleError: when it has no evaluator.
     """
-    ids = find_ids(config)
+    ids = find_ids(config, imports=imports)
     if ids is None:
         raise nothing_found({name: config})
     return ids
@@ -122,4 +129,23 @@ def _load(path: Path) -> dict[str, Any]:
         raise BundleError(f"configs: MONAI cannot read {path.name}; {reason(error)}") from error
     if not isinstance(content, dict):
         raise BundleError(f"configs: expected an object in {path.name}; got {type(content).__name__}")
+    check_size(content, path.name)
     return content
+
+
+def check_size(config: Any, name: str) -> None:
+    """Refuse a configuration too large to be walked through, as a few lines of YAML aliases can make one.
+
+    Raises:
+        BundleError: when it has more than `MOST_ENTRIES`, or is nested too deeply.
+    """
+    left, todo = MOST_ENTRIES, [(config, 0)]
+    while todo:
+        value, depth = todo.pop()
+        inside = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
+        left -= len(inside)
+        if left < 0 or depth > DEEPEST:
+            raise BundleError(
+                f"configs: expected at most {MOST_ENTRIES} entries, nested at most {DEEPEST} deep; {name} has more"
+            )
+        todo += [(child, depth + 1) for child in inside if isinstance(child, (Mapping, list))]

@@ -23,5 +23,7 @@ def label_names(metadata: Mapping[str, Any]) -> dict[str, str]:
 
 def _tensors(metadata: Mapping[str, Any], side: str) -> dict[str, dict[str, Any]]:
     found = metadata.get("network_data_format", {})
-    tensors = found.get(side, {}) if isinstance(found, Mapping) else {}
-    return {key: value for key, value in tensors.items() if isinstance(value, dict)} if tensors else {}
+    tensors = found.get(side) if isinstance(found, Mapping) else None
+    return (
+        {key: value for key, value in tensors.items() if isinstance(value, dict)} if isinstance(tensors, dict) else {}
+    )

@@ -228,7 +228,7 @@ def open_bundle(
     surroundings = Surroundings(root)
     surroundings.enter()
     try:
-        layout, parser = _choose(root, ways, metadata)
+        layout, parser = choose(root, ways, metadata)
         if parser is None:
             values = {**given, **({"device": device} if device else {}), **(overrides or {})}
             own = WorkflowSource(str(layout), root, values, **wanted)
@@ -247,14 +247,19 @@ def open_bundle(
         raise
 
 
-def _choose(root: Path, ways: list[Layout], metadata: dict[str, Any]) -> tuple[Layout, ConfigParser | None]:
-    """The first way that leads to an evaluator, with its text; no text for a workflow class."""
+def choose(
+    root: Path, ways: list[Layout], metadata: dict[str, Any], *, imports: bool = True
+) -> tuple[Layout, ConfigParser | None]:
+    """The first way that leads to an evaluator, with its text; no text for a workflow class.
+
+    `imports` is that of `find_ids`.
+    """
     tried = {}
     for layout in ways:
         if layout.workflow is not None:
             return layout, None
         parser = merge(layout.files, metadata)
-        if find_ids(resolved(parser).config) is not None:
+        if find_ids(resolved(parser).config, imports=imports) is not None:
             return layout, parser
         tried[str(layout)] = parser.config
     raise nothing_found(tried)
@@ -291,7 +296,13 @@ def as_overrides(parser: ConfigParser, root: Path, given: Mapping[str, Any]) -> 
 
 
 def absolute_folder(folder: str | Path) -> str:
-    """Absolute, because the working folder will be the bundle."""
+    """The folder of the data, absolute, because the working folder will be the bundle.
+
+    Raises:
+        BundleError: when it is not there.
+    """
+    if not Path(folder).expanduser().exists():
+        raise BundleError(f"dataset_dir: expected the folder of the data; {str(folder)!r} does not exist")
     return f"{Path(folder).expanduser().absolute()}{'/' if str(folder).endswith('/') else ''}"
 
 

@@ -40,6 +40,15 @@ def data_checksum(dataset: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def list_checksum(dataset: Any) -> str:
+    """SHA-256 of the data list: names without their folders, and labels, whatever the files hold."""
+    data = getattr(dataset, "data", None)
+    if data is None:
+        return "unknown: the dataset has no list of data"
+    text = json.dumps([_portable(item, sizes=False) for item in data], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def file_checksum(file: Path | None) -> str:
     """SHA-256 of a file; of weights."""
     if file is None or not file.is_file():
@@ -47,13 +56,15 @@ def file_checksum(file: Path | None) -> str:
     return checksum(file)
 
 
-def _portable(value: Any) -> Any:
+def _portable(value: Any, sizes: bool = True) -> Any:
     if isinstance(value, dict):
-        return {str(key): _portable(item) for key, item in value.items()}
+        return {str(key): _portable(item, sizes) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_portable(item) for item in value]
+        return [_portable(item, sizes) for item in value]
     if isinstance(value, (str, Path)):
         path = Path(value)
+        if not sizes:
+            return path.name
         return [path.name, path.stat().st_size] if os.path.isfile(path) else path.name
     if isinstance(value, torch.Tensor):
         return hashlib.sha256(value.detach().cpu().contiguous().numpy().tobytes()).hexdigest()

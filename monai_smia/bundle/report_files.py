@@ -13,6 +13,8 @@ from typing import Any
 from monai_smia.engines.batches import Failure
 from monai_smia.reports import CaseView, Reading, RobustnessReport, report_markdown, write_page
 from monai_smia.reports.files import write_whole
+from monai_smia.reports.own_files import OwnFiles
+from monai_smia.reports.schema import AboutFile, file_in, validated
 from monai_smia.reports.view_files import load_view, save_view
 
 FILES = ("report.html", "report.json", "report.md", "cases.csv", "about.json")
@@ -58,6 +60,7 @@ def write_report(
     report.to_json(folder / "report.json", overwrite=overwrite)
     report.to_csv(folder / "cases.csv", overwrite=overwrite)
     stored = {
+        "version": AboutFile.VERSION,
         "title": title,
         "about": dict(about or {}),
         "findings": None if findings is None else list(findings),
@@ -89,24 +92,38 @@ def write_again(folder: str | Path) -> Path:
         The page.
 
     Raises:
+        FileExistsError: when one of the files is not what this program wrote.
         FileNotFoundError: when the folder holds no report.
+        ValueError: when a file in it is none of ours, or names a view outside of ``views/``.
     """
     folder = Path(folder)
     if not (folder / "report.json").is_file():
         raise FileNotFoundError(f"folder: expected the output of an evaluation, with report.json; got {folder}")
-    about = folder / "about.json"
-    stored: dict[str, Any] = json.loads(about.read_text(encoding="utf-8")) if about.is_file() else {}
-    return write_report(
-        folder,
-        RobustnessReport.load(folder / "report.json"),
-        views=[load_view(folder / "views" / name) for name in stored.get("views", ())],
-        about=stored.get("about"),
-        failures=[Failure(**failure) for failure in stored.get("failures", ())],
-        findings=stored.get("findings"),
-        title=stored.get("title", "Robustness to adversarial attacks"),
-        reading=Reading(names=stored.get("names", {})),
-        overwrite=True,
-    )
+    stored = _about(folder / "about.json")
+    arguments: dict[str, Any] = {
+        "views": [load_view(file_in(folder / "views", name)) for name in stored.views],
+        "about": stored.about,
+        "failures": [Failure(failure.case, failure.stage, failure.error) for failure in stored.failures],
+        "findings": stored.findings,
+        "title": stored.title,
+        "reading": Reading(names=stored.names),
+    }
+    report, own = RobustnessReport.load(folder / "report.json"), OwnFiles(folder)
+    if not own.exists():  # the files alone, without the run
+        return write_report(folder, report, overwrite=True, **arguments)
+    with own.replacing() as made:
+        write_report(made, report, **arguments)
+    return folder / "report.html"
+
+
+def _about(file: Path) -> AboutFile:
+    if not file.is_file():
+        return AboutFile()
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:  # of the encoding too
+        raise ValueError(f"{file}: expected JSON; {error}") from error
+    return validated(AboutFile, content, file)
 
 
 def _write_curve(folder: Path, report: RobustnessReport, overwrite: bool) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from monai_smia.reports.files import write_whole
+from monai_smia.reports.own_files import OwnFiles
 
 CALL = Path("progress", "call.json")
 
@@ -18,7 +19,16 @@ def write_call(out: Path, arguments: Mapping[str, Any]) -> None:
 
     Raises:
         TypeError: when one of them is nothing that a command line can give.
+        FileExistsError: when the file is there and not of shards.
     """
+    OwnFiles(out).refuse_links("progress")
+    try:
+        known = read_call(out)
+        ours = known is None or known.keys() == {"folder", "arguments"}
+    except ValueError:
+        ours = False
+    if not ours:
+        raise FileExistsError(f"out: {out / CALL} is not what this program wrote there; expected a new folder")
     text = json.dumps({"folder": str(Path.cwd()), "arguments": dict(arguments)}, indent=2)
     write_whole(out / CALL, text + "\n", overwrite=True)
 

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from ignite.handlers import ProgressBar
 from monai.bundle import ConfigParser
-from monai.handlers import CheckpointLoader, CheckpointSaver
 
 from monai_smia.bundle.edits import WRITERS
 from monai_smia.bundle.eps import Budget, parse_eps
@@ -23,13 +22,20 @@ from monai_smia.bundle.metadata import image_format
 from monai_smia.bundle.opening import absolute_folder, as_overrides, refuse_unknown
 from monai_smia.bundle.surroundings import Surroundings
 from monai_smia.bundle.text import argument_id, class_name, components, get, references
+from monai_smia.bundle.training_checkpoints import TrainingCheckpoints, saved_epochs
 from monai_smia.bundle.training_methods import METHODS, Method
 from monai_smia.bundle.units import IntensityReading, read_intensity
 from monai_smia.bundle.weights import load_weights
+from monai_smia.engines.described import described
+from monai_smia.engines.file_digests import FileDigests
+from monai_smia.engines.fingerprint import Fingerprint
+from monai_smia.engines.folder_lock import FolderLock
 from monai_smia.reports.files import write_whole
 
 OWN = "adversarial_train"
 _PLACES = ("save_dir", "output_dir", "log_dir")
+_NOT_COUNTED = ("_meta_", "bundle_root", "ckpt_dir", "output_dir", "dataset_dir", "device")
+"""Ids that say where, not what: the data themselves count, wherever they lie."""
 
 
 class AdversarialTraining:
@@ -44,7 +50,9 @@ class AdversarialTraining:
         eps: a budget with its unit, see `parse_eps`.
         steps: of the attack; ``None`` for the method's usual number.
         out: folder for everything that is saved; the weights are ``out/model.pt``.
-        resume: go on from the last checkpoint in `out`.
+        resume: go on from the last checkpoint in `out`: on a CPU to the same weights, to the bit, as in one go
+            (see `monai_smia.engines.training_state.TrainingState`); a line on stderr says where that can't be. Refused
+            where method, budget, steps, seed, epochs, data, configuration or initial weights are others.
         epochs, dataset_dir, device, seed: ``None`` leaves them to the bundle.
         initial_weights: a file of weights to start from.
         bounds: of the network's input; ``None`` reads them.
@@ -53,6 +61,7 @@ class AdversarialTraining:
     Raises:
         BundleError, ValueError: in one line.
         FileExistsError: when `out` holds a training and `resume` is false.
+        FolderInUse: when another run writes into `out`.
     """
 
     def __init__(
@@ -75,19 +84,18 @@ class AdversarialTraining:
         self.root = bundle_folder(folder)
         self.out = Path(out).absolute()
         self.checkpoints = self.out / "checkpoints"
-        if (self.out / "model.pt").exists() or any(self.checkpoints.glob("*.pt")):
-            if not resume:
-                raise FileExistsError(f"out: {self.out} holds a training; expected a new folder, or resume")
-        elif resume:
-            raise FileNotFoundError(f"resume: expected checkpoints in {self.checkpoints}; there are none")
         start = None if initial_weights is None else Path(initial_weights).absolute()
         if method is not None and method not in METHODS:
             raise ValueError(f"method: expected one of {', '.join(METHODS)}; got {method!r}")
         data = None if dataset_dir is None else absolute_folder(dataset_dir)
         self._surroundings = Surroundings(self.root)
-        self._surroundings.enter()
+        self._lock = FolderLock(self.out)
+        self._lock.__enter__()
         try:
+            self._check_place(resume)
+            self._surroundings.enter()
             self.parser, self._trainer_id = self._text(method, data, device, epochs, overrides or {})
+            depends = self._asked(method, eps, steps, bounds, seed)
             ids = find_ids(self.parser.config)
             self._network_id = self._weights_of(ids)
             if method is not None:
@@ -100,16 +108,29 @@ class AdversarialTraining:
             self.network = self._build(self._network_id)
             if start is not None:
                 load_weights(self.network, start)
-            self._attach(resume)
+            depends |= self._beginning(start)
+            TrainingCheckpoints(self.checkpoints, self.trainer, Fingerprint(depends)).attach(resume)
+            ProgressBar(persist=True, desc="adversarial training").attach(self.trainer)
         except BaseException:
-            self._surroundings.leave()
+            self._leave()
             raise
 
     def __enter__(self) -> AdversarialTraining:
         return self
 
     def __exit__(self, *error: Any) -> None:
+        self._leave()
+
+    def _leave(self) -> None:
         self._surroundings.leave()
+        self._lock.__exit__(None, None, None)
+
+    def _check_place(self, resume: bool) -> None:
+        saved = saved_epochs(self.checkpoints)
+        if resume and not saved:
+            raise FileNotFoundError(f"resume: expected checkpoints in {self.checkpoints}; there are none")
+        if not resume and (saved or (self.out / "model.pt").exists()):
+            raise FileExistsError(f"out: {self.out} holds a training; expected a new folder, or resume")
 
     def run(self) -> Path:
         """Train, and write the weights whole or not at all.
@@ -194,20 +215,25 @@ class AdversarialTraining:
         for i, _ in enumerate(steps if isinstance(steps, list) else []):
             self._build(f"initialize#{i}")
 
-    def _attach(self, resume: bool) -> None:
-        """Checkpoints of everything that a training goes on from, a progress bar, and the last checkpoint's state."""
-        state = {"network": self.network, "optimizer": self.trainer.optimizer, "trainer": self.trainer}
-        for name, item in components(self.parser.config):
-            if "lr_scheduler." in str(item.get("_target_")) and "optimizer" in item:
-                state[f"scheduler_{name}"] = self._build(name)
-        CheckpointSaver(
-            str(self.checkpoints), state, file_prefix="training", save_interval=1, n_saved=1, epoch_level=True
-        ).attach(self.trainer)
-        if resume:
-            last = max(self.checkpoints.glob("*.pt"), key=lambda path: path.stat().st_mtime, default=None)
-            if last is not None:
-                CheckpointLoader(str(last), state, map_location=self.trainer.state.device).attach(self.trainer)
-        ProgressBar(persist=True, desc="adversarial training").attach(self.trainer)
+    def _asked(self, method: str | None, eps: Any, steps: int | None, bounds: Any, seed: int | None) -> dict[str, str]:
+        """What the training depends on by its arguments and by the configuration after overrides, by name."""
+        asked = {"method": method, "eps": eps, "steps": steps, "bounds": bounds, "seed": seed}
+        config = {key: text for key, text in self.parser.config.items() if key not in _NOT_COUNTED}
+        return {
+            **{name: "the default" if value is None else described(value) for name, value in asked.items()},
+            **{f"configuration {key}": described(text) for key, text in config.items()},
+        }
+
+    def _beginning(self, start: Path | None) -> dict[str, str]:
+        """The weights that it starts from, and the data that it sees."""
+        files = FileDigests(self.checkpoints / "files.json")
+        loaders = (name for name, item in components(self.parser.config) if class_name(item) == "CheckpointLoader")
+        given = [start, *(self._build(f"{name}#load_path") for name in loaders)]
+        weights = [files.of(path) for path in given if path is not None and Path(path).is_file()]
+        data = getattr(getattr(getattr(self.trainer, "data_loader", None), "dataset", None), "data", None)
+        cases = {} if data is None else {"data": files.content(data)}
+        files.save()
+        return {"initial weights": ", ".join(weights) or "none given", **cases}
 
     def _build(self, name: str) -> Any:
         try:

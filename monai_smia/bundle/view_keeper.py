@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,16 +19,17 @@ from monai_smia.intensity import IntensityScale
 from monai_smia.reports import CaseView
 from monai_smia.reports.case_views import case_view
 from monai_smia.reports.files import write_whole
+from monai_smia.reports.schema import ViewIndexFile, file_in, validated
 from monai_smia.reports.view_files import load_view, save_view
-
-_BUDGET = re.compile(r"_([\d.]+(?:e-?\d+)?[^_]*)$")
 
 
 class ViewKeeper:
-    """Keeps the views of the cases whose loss an attack raised most; for each budget its strongest attack.
+    """Keeps the views of the cases whose loss an attack raised most, with every run: which of them is the worst depends
+    on the metric that one looks at, and is known when all cases are done.
 
     A watcher of `monai_smia.engines.CaseByCase`. Views are files, so that a run of any number of cases holds one batch
-    in memory and a killed run finds them again.
+    in memory and a killed run finds them again. A view gives way to a worse one only once the batch of that one is in
+    the log, so that a kill between the two loses none.
 
     Args:
         folder: where the files go.
@@ -61,8 +62,13 @@ class ViewKeeper:
             "detections": detections,
         }
         self._index = self.folder / "index.json"
-        self._kept: dict[str, dict[str, Any]] = json.loads(self._index.read_text()) if self._index.exists() else {}
+        self._kept = _read_index(self._index)
         self.drop()
+
+    def known(self, done: Sequence[str]) -> None:
+        """Go on with the views of these cases alone: others are of a batch that a kill came before the log of."""
+        cases = set(done)
+        self._kept = {name: entry for name, entry in self._kept.items() if name in cases}
 
     def drop(self) -> None:
         """Forget the batch."""
@@ -79,8 +85,7 @@ class ViewKeeper:
             labels = [_kept(label) for label in _of(batch, self.label_key)] or [None] * len(images)
             self._clean = images, labels, [_kept(item) for item in _samples(shown, len(images))]
             return
-        found = _BUDGET.search(run)
-        at = self._worst.setdefault(found[1] if found else "", [])
+        at = self._worst.setdefault(run, [])
         outputs = _samples(shown, len(result.loss))
         for i, rise in enumerate((result.loss - result.clean_loss).abs().tolist()):
             if len(at) <= i:
@@ -92,12 +97,19 @@ class ViewKeeper:
         """Every run of the batch is done: its cases are kept if they suffered enough."""
         for i, name in enumerate(names if self._clean[0] else ()):
             score = max((at[i][0] for at in self._worst.values()), default=0.0)
-            least = min(self._kept, key=lambda case: self._kept[case]["score"], default=None)
-            full = least is not None and len(self._kept) >= self.count
-            if least is not None and full and self._kept[least]["score"] >= score:
-                continue
-            self._write(name, i, score, instead_of=least if full else None)
+            worse = sum(entry["score"] >= score for other, entry in self._kept.items() if other != name)
+            if worse < self.count:
+                self._write(name, i, score)
         self.drop()
+
+    def noted(self) -> None:
+        """The batch kept last is in the log: those that are no longer among the worst go."""
+        order = sorted(self._kept, key=lambda case: -self._kept[case]["score"])  # of equally bad ones the first stays
+        gone = [self._kept.pop(case)["file"] for case in order[self.count :]]
+        if gone:
+            write_whole(self._index, json.dumps(self._kept), overwrite=True)
+        for file in gone:
+            (self.folder / file).unlink(missing_ok=True)
 
     def views(self, cases: Mapping[str, str], others: Sequence[str | Path] = ()) -> list[CaseView]:
         """The views kept, the worst first; of equally bad ones the first in `cases`.
@@ -108,13 +120,12 @@ class ViewKeeper:
         """
         found = {case: (entry["score"], self.folder / entry["file"]) for case, entry in self._kept.items()}
         for folder in map(Path, others):
-            index = folder / "index.json"
-            kept = json.loads(index.read_text()) if index.exists() else {}
+            kept = _read_index(folder / "index.json")
             found |= {case: (entry["score"], folder / entry["file"]) for case, entry in kept.items()}
         order = sorted((case for case in cases if case in found), key=lambda case: -found[case][0])
         return [dataclasses.replace(load_view(found[case][1]), case=cases[case]) for case in order[: self.count]]
 
-    def _write(self, name: str, i: int, score: float, instead_of: str | None) -> None:
+    def _write(self, name: str, i: int, score: float) -> None:
         images, labels, outputs = self._clean
         worst = {at[i][1]: at[i] for at in self._worst.values() if at[i][1]}
         view = case_view(
@@ -126,14 +137,32 @@ class ViewKeeper:
             label=labels[i],
             **self._arguments,
         )
-        taken = {entry["file"] for entry in self._kept.values()}
-        file = next(f"{number}.npz" for number in range(len(taken) + 1) if f"{number}.npz" not in taken)
-        save_view(view, self.folder / file, overwrite=True)
-        old = None if instead_of is None else self._kept.pop(instead_of)
+        number = next(number for number in itertools.count() if not (self.folder / f"{number}.npz").exists())
+        file = save_view(view, self.folder / f"{number}.npz").name
+        old = self._kept.pop(name, None)  # of a case that is done anew
         self._kept[name] = {"file": file, "score": score}
-        write_whole(self._index, json.dumps(self._kept), overwrite=True)
+        content = {"version": ViewIndexFile.VERSION, "cases": self._kept}
+        write_whole(self._index, json.dumps(content), overwrite=True)
         if old is not None:
             (self.folder / old["file"]).unlink(missing_ok=True)
+
+
+def _read_index(file: Path) -> dict[str, dict[str, Any]]:
+    """Case to file and score; every file lies beside the index.
+
+    Raises:
+        ValueError: when it is no index, or names a file elsewhere.
+    """
+    if not file.exists():
+        return {}
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:  # of the encoding too
+        raise ValueError(f"{file}: expected JSON; {error}") from error
+    kept = validated(ViewIndexFile, content, file).cases
+    for entry in kept.values():
+        file_in(file.parent, entry.file)
+    return {case: entry.model_dump() for case, entry in kept.items()}
 
 
 def _of(batch: Any, key: str) -> list[Any]:

@@ -18,6 +18,7 @@ from monai_smia.bundle.edits import WRITERS
 from monai_smia.bundle.errors import BundleError, reason
 from monai_smia.bundle.ids import LOSSES
 from monai_smia.bundle.weights import DEFAULT, load_weights
+from monai_smia.engines.ignite import private
 
 
 class WorkflowSource:
@@ -161,20 +162,13 @@ class WorkflowSource:
             load_weights(evaluator.network, self.weights()[""])
 
 
-def _owner(function: Any) -> Any:
-    """The object whose method handles an event, also where ignite wrapped it to filter events."""
-    parent = getattr(function, "_parent", None)
-    function = parent() if callable(parent) else function
-    return getattr(function, "__self__", function)
-
-
 def _owners(evaluator: Any) -> list[Any]:
-    return [_owner(entry[0]) for entries in evaluator._event_handlers.values() for entry in entries]
+    return [private.owner_of(entry[0]) for entries in private.handlers_of(evaluator).values() for entry in entries]
 
 
 def _detach(evaluator: Any, condition: Any) -> None:
-    for entries in evaluator._event_handlers.values():
-        entries[:] = [entry for entry in entries if not condition(_owner(entry[0]))]
+    for entries in private.handlers_of(evaluator).values():
+        entries[:] = [entry for entry in entries if not condition(private.owner_of(entry[0]))]
 
 
 def _detach_writers(evaluator: Any) -> None:

@@ -5,10 +5,22 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from monai.utils import optional_import
+from monai.utils import OptionalImportError, optional_import
 
-_beta, _ = optional_import("scipy.stats", name="beta")
+_beta, _HAS_SCIPY = optional_import("scipy.stats", name="beta")
 _binom, _ = optional_import("scipy.stats", name="binom")
+
+
+def require_scipy() -> None:
+    """Say that scipy is missing before the network has run, and not after.
+
+    Raises:
+        OptionalImportError: without scipy.
+    """
+    if not _HAS_SCIPY:
+        raise OptionalImportError(
+            'certify: needs scipy, which is not installed: pip install "monai-smia[certificates]"'
+        )
 
 
 def binomial_tail(samples: int, probability: float) -> torch.Tensor:

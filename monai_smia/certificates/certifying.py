@@ -21,9 +21,9 @@ from monai_smia.attacks.heads import (
     takes_floats,
 )
 from monai_smia.attacks.query import Query
-from monai_smia.certificates.binomial import binomial_tail, lower_confidence_bound
+from monai_smia.certificates.binomial import binomial_tail, lower_confidence_bound, require_scipy
 from monai_smia.certificates.certificate import ABSTAIN, Certificate
-from monai_smia.certificates.family import CORRECTIONS, least_samples, reject
+from monai_smia.certificates.family import CORRECTIONS, TooFewSamples, least_samples, reject
 from monai_smia.certificates.votes import NoisyDecisions, guess_of, votes_for
 from monai_smia.intensity import IntensityScale
 from monai_smia.metrics.reduced import plain
@@ -88,8 +88,10 @@ def certify(
         The certified decisions and their radius, see `Certificate`.
 
     Raises:
-        TypeError, ValueError: naming the argument; also when `samples` are so few that not even agreement of them all
-            could certify anything.
+        TypeError, ValueError: naming the argument.
+        TooFewSamples: a `ValueError`, when `samples` are so few that not even agreement of them all could certify
+            anything; said after one noiseless prediction.
+        OptionalImportError: without scipy (extra ``certificates``), before the network is used.
 
     Example:
         >>> network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2, bias=False))
@@ -111,6 +113,7 @@ def certify(
         https://arxiv.org/abs/2207.07209).
     """
     check_image(image)
+    require_scipy()
     if not isinstance(as_numbers("sigma", sigma), float) or not sigma > 0:
         raise ValueError(f"sigma: expected a number above 0, in network units; got {sigma!r}")
     for name, value in (("samples", samples), ("first_samples", first_samples), ("batch_size", batch_size)):
@@ -182,7 +185,7 @@ def _enough(samples: int, alpha: float, probability: float, tests: int) -> None:
     """Refuse a run that could only abstain."""
     least = least_samples(probability, alpha / tests)
     if samples < least:
-        raise ValueError(
+        raise TooFewSamples(
             f"samples: expected at least {least}, or nothing can be certified at alpha {alpha:g} over {tests} "
             f"decision{'s' if tests > 1 else ''} an image; got {samples}"
         )

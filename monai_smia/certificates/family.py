@@ -8,6 +8,10 @@ import torch
 CORRECTIONS = ("holm", "bonferroni", "none")
 
 
+class TooFewSamples(ValueError):
+    """So few noisy copies that not even agreement of them all could certify anything."""
+
+
 def reject(counts: torch.Tensor, p_values: torch.Tensor, alpha: float, correction: str = "holm") -> torch.Tensor:
     r"""Which of the hypotheses of one family are rejected, where a p-value depends on a count only.
 

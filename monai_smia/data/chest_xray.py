@@ -8,12 +8,13 @@ from pathlib import Path
 
 from .checks import Item, dataset_folder, one_of, require_files
 from .dataset_json import DATASET_JSON, listed
+from .groups import GROUP, GROUP_KIND, with_groups
 from .medmnist import medmnist_archive, medmnist_datalist
 from .nih_chest import finding_key, nih_datalist, nih_table
 from .nlm_chest import nlm_cases, nlm_images
 from .splits import split_by_rule
 
-_NO_FINDING = ("image", "label", "patient")
+_NO_FINDING = ("image", "label", "subject", "patient", GROUP, GROUP_KIND)
 
 
 def chest_xray_datalist(
@@ -44,7 +45,8 @@ def chest_xray_datalist(
 
     Returns:
         One dictionary for each case: ``image``, the target (0 or 1; of an unknown archive its label), and ``label`` and
-        ``patient`` where known.
+        ``patient`` where known. ``group`` and ``group_kind`` as `monai_smia.data.groups` has them: by "patient" for
+        the NIH's, by "image" for all others, which do not say which X-rays are of one patient.
 
     Raises:
         FileNotFoundError: the folder, all layouts, or a file of the split is missing; names the first one.
@@ -84,7 +86,7 @@ def _of_folder(folder: Path, split: str, key: str) -> list[Item]:
         return items
     if (images := nlm_images(folder)) is not None:
         one_of("target", key, ["tuberculosis"])
-        return require_files(split_by_rule(nlm_cases(folder, images), split, lambda case: Path(case["image"]).stem))
+        return require_files(split_by_rule(with_groups(nlm_cases(folder, images)), split))
     if (table := nih_table(folder)) is not None:
         return require_files(nih_datalist(folder, table, split, key))
     if (archive := medmnist_archive(folder)) is not None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .checks import Item, one_of, require_files
+from .groups import with_groups
 
 DATASET_JSON = "dataset.json"
 _PATHS = ("image", "label")
@@ -26,7 +27,7 @@ def read_dataset_json(folder: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"dataset_dir: expected {path}, which does not exist")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # no JSON, or no text
         raise ValueError(f"dataset_dir: {path} is not JSON: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"dataset_dir: expected an object in {path}, got a {type(content).__name__}")
@@ -44,7 +45,7 @@ def listed(folder: Path, split: str, keys: Sequence[str], *, check_files: bool =
 
     Returns:
         One dictionary for each case, ``image`` and ``label`` (where there is one) joined to the folder, the other
-        values as they are.
+        values as they are, and its ``group`` and ``group_kind`` (`with_groups`).
 
     Raises:
         FileNotFoundError: the ``dataset.json`` or a listed file is missing; names the first one.
@@ -56,7 +57,7 @@ def listed(folder: Path, split: str, keys: Sequence[str], *, check_files: bool =
     if not content[split]:
         raise ValueError(f"split: {split!r} is empty in {folder / DATASET_JSON}")
     items = [_joined(folder, split, number, case, keys) for number, case in enumerate(content[split])]
-    return require_files(items) if check_files else items
+    return with_groups(require_files(items) if check_files else items)
 
 
 def _joined(folder: Path, split: str, number: int, case: object, keys: Sequence[str]) -> Item:

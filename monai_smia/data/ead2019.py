@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from .checks import Item, dataset_folder, require_files, visible_files
+from .groups import with_groups
 from .splits import split_by_rule
 
 _IMAGES = (".jpg", ".jpeg", ".png", ".tif", ".tiff")
@@ -21,8 +22,8 @@ def ead2019_datalist(dataset_dir: str | os.PathLike[str], split: str | None = No
     A frame is a JPEG, PNG or TIFF, its boxes a text of the same name in YOLO's format, both in the folder or frames in
     ``images/`` and texts in ``annotations/``. An image named ``<name>_mask`` is one of the challenge's segmentations
     and no frame; texts named ``class_list``, ``classes``, ``readme`` or ``license`` hold no boxes. The challenge has no
-    split and does not say which frames are of one video: `split` follows the rule of `monai_smia.data.splits` by frame,
-    and two frames of one video may fall into different splits.
+    split and does not say which frames are of one video: `split` follows the rule of `monai_smia.data.splits` by frame:
+    each is a group of its own, and two frames of one video may fall into different splits.
 
     Args:
         dataset_dir: the folder.
@@ -30,7 +31,8 @@ def ead2019_datalist(dataset_dir: str | os.PathLike[str], split: str | None = No
 
     Returns:
         One dictionary for each frame, sorted by name: ``image`` and ``boxes`` are paths, for `read_yolo_boxes`. MONAI
-        loads a TIFF only where `LoadImaged` is told its reader, such as ``reader="PILReader"``.
+        loads a TIFF only where `LoadImaged` is told its reader, such as ``reader="PILReader"``. ``group`` and
+        ``group_kind`` as `monai_smia.data.groups` has them: by "image".
 
     Raises:
         FileNotFoundError: the folder, its frames, a frame's text or a text's frame is missing; names the first one.
@@ -62,12 +64,12 @@ def ead2019_datalist(dataset_dir: str | os.PathLike[str], split: str | None = No
     for path in visible_files(texts, ".txt"):
         if path.stem not in frames and path.stem.lower() not in _NOT_BOXES:
             raise FileNotFoundError(f"dataset_dir: the frame of {path} is missing, expected {images / path.stem}.jpg")
-    cases: list[Item] = [
+    cases = with_groups(
         {"image": str(path), "boxes": str(texts / f"{name}.txt")} for name, path in sorted(frames.items())
-    ]
+    )
     if split is None:
         return require_files(cases)
-    return require_files(split_by_rule(cases, split, lambda case: Path(case["image"]).stem))
+    return require_files(split_by_rule(cases, split))
 
 
 def ead2019_classes(dataset_dir: str | os.PathLike[str]) -> list[str]:

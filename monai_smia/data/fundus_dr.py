@@ -8,6 +8,7 @@ from pathlib import Path
 
 from .checks import Item, dataset_folder, require_files
 from .dataset_json import DATASET_JSON, listed
+from .groups import with_groups
 from .splits import split_by_rule
 from .tables import read_table
 
@@ -21,8 +22,8 @@ def fundus_dr_datalist(dataset_dir: str | os.PathLike[str], split: str) -> list[
     2 proliferative) and ``patient``, split by patient. APTOS-2019 as it is distributed on Kaggle: ``train.csv`` with
     ``id_code,diagnosis`` and ``train_images/<id_code>.png``, grades 0 none, 1 mild, 2 moderate, 3 severe,
     4 proliferative. It has no split with labels, so its cases are split by the rule of `monai_smia.data.splits`. It
-    does not say which photographs are of one patient: two of one patient may fall into different splits. Its
-    ``test.csv`` has no grades and is not used.
+    does not say which photographs are of one patient: each is a group of its own, and two of one patient may fall into
+    different splits. Its ``test.csv`` has no grades and is not used.
 
     Args:
         dataset_dir: the folder. When it holds both layouts, ours is read.
@@ -30,6 +31,7 @@ def fundus_dr_datalist(dataset_dir: str | os.PathLike[str], split: str) -> list[
 
     Returns:
         One dictionary for each case: ``image`` is a path, ``grade`` a number; ours has further keys.
+        ``group`` and ``group_kind`` as `monai_smia.data.groups` has them: ours by "patient", APTOS by "image".
 
     Raises:
         FileNotFoundError: the folder, its ``dataset.json`` or ``train.csv``, or a file of the split is missing; names
@@ -53,7 +55,7 @@ def fundus_dr_datalist(dataset_dir: str | os.PathLike[str], split: str) -> list[
         return listed(folder, split, ("image", "grade"))
     if not (folder / _TABLE).is_file():
         raise FileNotFoundError(f"dataset_dir: expected {folder / DATASET_JSON} or {folder / _TABLE}; found neither")
-    return require_files(split_by_rule(_aptos(folder), split, lambda case: Path(case["image"]).stem))
+    return require_files(split_by_rule(with_groups(_aptos(folder)), split))
 
 
 def _aptos(folder: Path) -> list[Item]:

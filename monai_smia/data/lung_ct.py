@@ -7,6 +7,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from .groups import GROUP, GROUP_KIND, UNKNOWN
+
 _IMAGE, _LUNGS = "_image.nii.gz", "_lungs.nii.gz"
 _COVID_FOLDER, _COVID_MASKS = "COVID-19-CT-Seg_20cases", "lung_mask"
 _COVID_PATTERNS = ("coronacases_*.nii.gz", "radiopaedia_*.nii.gz")
@@ -29,7 +31,8 @@ def lung_ct_datalist(
         exclude: names to leave out when ``cases`` is None: those that were trained on. Unknown names are ignored.
 
     Returns:
-        One dictionary for each case: ``image`` and ``label`` are paths.
+        One dictionary for each case: ``image`` and ``label`` are paths, ``group`` is the name of the case and
+        ``group_kind`` "image": neither layout says whether two volumes are of one patient.
 
     Raises:
         FileNotFoundError: the folder, the images or a listed case's mask is missing; names the first one missed.
@@ -88,4 +91,4 @@ def _selected(found: dict[str, tuple[Path, Path]], cases: Sequence[str] | None, 
 def _existing(case: str, image: Path, label: Path) -> dict[str, str]:
     if not label.is_file():
         raise FileNotFoundError(f"dataset_dir: the lung mask of case {case!r} is missing, expected {label}")
-    return {"image": str(image), "label": str(label)}
+    return {"image": str(image), "label": str(label), GROUP: case, GROUP_KIND: UNKNOWN}

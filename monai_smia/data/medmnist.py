@@ -16,6 +16,7 @@ from monai.utils import MetaKeys, ensure_tuple
 from numpy.typing import NDArray
 
 from .checks import Item, one_of
+from .groups import GROUP, GROUP_KIND, UNKNOWN
 
 _PARTS = {"training": "train", "validation": "val", "test": "test"}
 _FINDINGS = {
@@ -63,7 +64,7 @@ def medmnist_datalist(archive: Path, split: str, target: str) -> list[Item]:
 
     Returns:
         One dictionary for each image: ``image`` is its name for `MedMNISTReader`, ``<archive>/train/<index>``, and
-        `target` its label, an integer.
+        `target` its label, an integer. Its ``group`` is ``train/<index>``: patients are not known.
 
     Raises:
         FileNotFoundError: there is no such archive.
@@ -81,7 +82,13 @@ def medmnist_datalist(archive: Path, split: str, target: str) -> list[Item]:
             f"one column for each of {', '.join(findings)}, got {labels.shape}"
         )
     return [
-        {"image": str(archive / part / str(index)), target: int(label)} for index, label in enumerate(labels[:, column])
+        {
+            "image": str(archive / part / str(index)),
+            target: int(label),
+            GROUP: f"{part}/{index}",
+            GROUP_KIND: UNKNOWN,
+        }
+        for index, label in enumerate(labels[:, column])
     ]
 
 

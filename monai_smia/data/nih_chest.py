@@ -6,6 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from .checks import Item, one_of
+from .groups import with_groups
 from .splits import SPLITS, split_by_rule, split_of_groups
 from .tables import read_table
 
@@ -42,7 +43,8 @@ def nih_datalist(folder: Path, table: Path, split: str, target: str) -> list[Ite
         target: the key of a finding (`finding_key`).
 
     Returns:
-        One dictionary for each X-ray: ``image``, `target` (1 if the finding is among its labels, else 0), ``patient``.
+        One dictionary for each X-ray: ``image``, `target` (1 if the finding is among its labels, else 0), ``patient``,
+        and the patient as its ``group``.
 
     Raises:
         FileNotFoundError: one of the two lists is missing.
@@ -52,7 +54,7 @@ def nih_datalist(folder: Path, table: Path, split: str, target: str) -> list[Ite
     rows = [row for _, row in read_table(table, (_IMAGE, _FINDINGS, _PATIENT))]
     one_of("target", target, sorted({finding_key(name) for row in rows for name in row[_FINDINGS].split("|")}))
     where = _image_paths(folder)
-    cases: list[Item] = [
+    cases = with_groups(
         {
             # An image that no folder has keeps the place where it is expected, so that the check names it.
             "image": str(where.get(row[_IMAGE], folder / "images" / row[_IMAGE])),
@@ -60,10 +62,10 @@ def nih_datalist(folder: Path, table: Path, split: str, target: str) -> list[Ite
             "patient": row[_PATIENT],
         }
         for row in sorted(rows, key=lambda row: (row[_PATIENT], row[_IMAGE]))
-    ]
+    )
     lists = [folder / _TRAIN_VAL, folder / _TEST]
     if not any(path.is_file() for path in lists):
-        return split_by_rule(cases, split, lambda case: case["patient"])
+        return split_by_rule(cases, split)
     return _official(cases, split, *lists)
 
 

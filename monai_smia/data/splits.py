@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from .checks import Item, one_of
+from .groups import GROUP
 
 SPLITS = ("training", "validation", "test")
 _SPLIT_OF_POSITION = {0: "test", 5: "validation"}
@@ -33,13 +34,16 @@ def split_of_groups(groups: Iterable[str]) -> dict[str, str]:
     }
 
 
-def split_by_rule(cases: list[Item], split: str, group: Callable[[Item], str]) -> list[Item]:
+def split_by_rule(
+    cases: list[Item], split: str, group: Callable[[Item], str] = lambda case: str(case[GROUP])
+) -> list[Item]:
     """The cases of one split, by the rule of `split_of_groups`, sorted by group.
 
     Args:
         cases: all cases.
         split: "training", "validation" or "test".
-        group: gives the group of a case. The cases of one group stay together and in their order.
+        group: gives the group of a case, by default what `monai_smia.data.groups` calls so. The cases of one group stay
+            together and in their order.
 
     Raises:
         ValueError: `split` is none of the three, or the rule leaves it empty because there are too few groups.

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from torch import nn
+
 from monai_smia.attacks.heads import main_output
 from monai_smia.doctor.examination import Examination
 from monai_smia.doctor.log_odds import head_of
@@ -12,6 +14,7 @@ REPEATS = 2  # of the prediction: a draw from few values may come up twice
 RANDOM = 1e-4  # of the largest output, where the order of a sum in single precision changes 1e-6
 RANDOM_HALF = 1e-1  # the same for an image in half precision, whose sums differ by a hundredth
 SPREAD = 0.25  # of outputs in [0, 1] that do not sum to 1: raw ones of a network that has learnt little vary less
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 SUM = 1e-3  # softmax outputs sum to 1 within rounding, in half precision too; raw outputs do so by accident only
 
 
@@ -30,6 +33,29 @@ def random_forward(exam: Examination) -> Finding | None:
     if change <= (RANDOM_HALF if exam.query.dtype.itemsize < 4 else RANDOM) * size:
         return None
     return _random(f"differ by up to {change:.2g}, {change / size:.1%} of the largest output")
+
+
+def batch_statistics(exam: Examination) -> Finding | None:
+    """Batch normalisation without running statistics: it takes those of the batch, in evaluation mode too."""
+    if not isinstance(exam.module, nn.Module):
+        return None
+    found = [
+        name
+        for name, module in exam.module.named_modules()
+        if isinstance(module, BATCH_NORMS) and module.running_mean is None
+    ]
+    if not found:
+        return None
+    shown = ", ".join(repr(name) for name in found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
+    return Finding(
+        "batch_statistics",
+        f"{len(found)} batch normalisation{'s' * (len(found) > 1)} without running statistics: {shown}.",
+        "A sample's prediction, and so its attack, depends on the other samples of its batch: the same image has "
+        "another result in another batch, and an image may be attacked through its neighbours.",
+        "Attack and evaluate one image at a time, or build the layers with track_running_stats=True and train them, or "
+        "use instance or group normalisation.",
+        "warning",
+    )
 
 
 def _random_boxes(exam: Examination) -> Finding | None:

@@ -128,7 +128,7 @@ class Examination:
         self.spoilt: list[torch.Tensor] = []
         """Which samples' gradients were not finite, of every step."""
         self._tick = tick
-        self._network = network
+        self.module = self._network = network
         self._climbs: dict[tuple[float, int], Outcome] = {}
         self.query = Query(self.network, inferer, as_amp(None), image.dtype, lambda prediction: None)
 

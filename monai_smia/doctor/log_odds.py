@@ -11,6 +11,7 @@ from monai_smia.attacks.heads import (
     LossFunction,
     activation_of,
     core_loss,
+    counted,
     ignore_index,
     infer_activation,
     is_binary,
@@ -56,8 +57,6 @@ def log_odds(loss_function: LossFunction, prediction: Any, target: torch.Tensor)
     if odds.ndim == 1:
         return odds
     _, valid = _true(loss_function, main_output(prediction), target)
-    if valid is None:
-        return odds.flatten(1).mean(1)
     return odds.flatten(1).sum(1) / valid.flatten(1).sum(1).clamp_min(1)
 
 
@@ -67,11 +66,14 @@ def log_odds_map(loss_function: LossFunction, prediction: Any, target: torch.Ten
     activation = activation_of("auto", loss_function, output)
     tiny = torch.finfo(output.dtype).tiny
     index, valid = _true(loss_function, output, target)
-    if index is None or valid is None:
+    if index is None:
         raw = output
         if activation == "none":
             raw = output.clamp_min(tiny).log() - (1 - output).clamp_min(tiny).log()
-        return torch.where(labels(target, output, activation), -raw, raw).logsumexp(1)
+        ignored = ignore_index(loss_function)
+        signed = torch.where(labels(target, output, activation, ignored), -raw, raw)
+        odds = signed.masked_fill(~counted(target, output, activation, ignored), -torch.inf).logsumexp(1)
+        return torch.where(valid[:, 0], odds, 0.0)
     raw = output.clamp_min(tiny).log() if activation == "none" else output
     wrong = raw.scatter(1, index, -torch.inf).logsumexp(1, keepdim=True)
     return torch.where(valid, wrong - raw.gather(1, index), 0.0)[:, 0]
@@ -79,12 +81,12 @@ def log_odds_map(loss_function: LossFunction, prediction: Any, target: torch.Ten
 
 def _true(
     loss_function: LossFunction, output: torch.Tensor, target: torch.Tensor
-) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    """Index of the true class and whether it counts; nothing where each channel is a decision of its own."""
-    activation = activation_of("auto", loss_function, output)
+) -> tuple[torch.Tensor | None, torch.Tensor]:
+    """Index of the true class, none where each channel is a decision of its own, and which voxels count."""
+    activation, ignored = activation_of("auto", loss_function, output), ignore_index(loss_function)
     if is_binary(activation, output.shape[1], target.shape == output.shape):
-        return None, None
-    return true_class(target, output, activation, ignore_index(loss_function))
+        return None, counted(target, output, activation, ignored).any(1, keepdim=True)
+    return true_class(target, output, activation, ignored)
 
 
 def head_of(loss_function: LossFunction, prediction: Any) -> str | None:

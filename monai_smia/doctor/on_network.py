@@ -22,6 +22,7 @@ from monai_smia.reports.finding import Finding
 
 CHECKS: dict[str, Callable[[Examination], Finding | None]] = {
     "random_forward": check_outputs.random_forward,
+    "batch_statistics": check_outputs.batch_statistics,
     "zero_gradient": check_gradients.zero_gradient,
     "nonfinite_gradient": check_gradients.nonfinite_gradient,
     "vanishing_gradient": check_gradients.vanishing_gradient,
@@ -79,10 +80,10 @@ def diagnose(
     robustness to doubt. A check speaks where at least a quarter of the images, and at least one, are affected; its
     thresholds are named constants beside it.
 
-    The names and what they look for: ``random_forward``; ``zero_gradient``, ``nonfinite_gradient``,
-    ``vanishing_gradient`` (lost in single precision), ``clipped_gradient`` (voxels at an end of the intensity range,
-    which a clip cuts off; Linf only), ``broken_promise`` (a short step gains far less than the gradient says);
-    ``one_step_beats``, ``not_converged``, ``worse_with_steps``,
+    The names and what they look for: ``random_forward``; ``batch_statistics`` (a sample depends on its batch mates);
+    ``zero_gradient``, ``nonfinite_gradient``, ``vanishing_gradient`` (lost in single precision), ``clipped_gradient``
+    (voxels at an end of the intensity range, which a clip cuts off; Linf only), ``broken_promise`` (a short step gains
+    far less than the gradient says); ``one_step_beats``, ``not_converged``, ``worse_with_steps``,
     ``not_falling_with_eps``, ``unbounded_fails``, ``noise_as_strong``, ``black_box_beats`` (Square),
     ``transfer_beats``, ``budget`` (of `attack`), ``probabilities`` (where the loss expects raw outputs) and
     ``raw_outputs`` (the reverse).

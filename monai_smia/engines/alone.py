@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import ignite.distributed as idist
-from ignite.distributed import utils
-from ignite.distributed.comp_models.base import _SerialModel
 from torch.nn.parallel import DistributedDataParallel
+
+from monai_smia.engines.ignite import private
 
 
 @contextmanager
@@ -23,12 +23,8 @@ def alone() -> Iterator[None]:
     if idist.get_world_size() == 1:
         yield
         return
-    kept = utils._model, utils._need_to_sync
-    utils._model, utils._need_to_sync = _SerialModel(), False
-    try:
+    with private.one_process():
         yield
-    finally:
-        utils._model, utils._need_to_sync = kept
 
 
 @contextmanager

@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import ignite.distributed as idist
@@ -12,14 +13,16 @@ import torch
 from ignite.engine import Events
 from ignite.metrics import Metric
 from monai.engines import SupervisedEvaluator
-from monai.utils import CommonKeys
+from monai.utils import CommonKeys, ensure_tuple
 from tqdm.auto import tqdm
 
 from monai_smia.attacks import Attack
+from monai_smia.engines.batches import check_length
 from monai_smia.engines.guards import beside_the_clean, image_savers
+from monai_smia.engines.ignite import private
 from monai_smia.engines.records import CaseRecorder, as_named
 from monai_smia.handlers.attack_events import AttackEvents
-from monai_smia.handlers.batch import attack_batch, batch_seed
+from monai_smia.handlers.batch import attack_batch, batch_seed, image_of
 from monai_smia.handlers.saving import CaseSaver, check_saver, save_cases
 from monai_smia.intensity import IntensityScale
 from monai_smia.reports import CLEAN, RobustnessReport
@@ -30,7 +33,9 @@ class AttackEvaluator(SupervisedEvaluator):
 
     Each metric of the evaluator gets a copy per attack, in ``engine.state.metrics`` under ``<attack>_<metric>``, so
     that every handler (statistics, TensorBoard, MLflow, metrics saver, checkpoints) sees it. The adversarial batch
-    goes through the evaluator's own iteration: ``prepare_batch``, inferer, autocast, decollation and postprocessing.
+    goes through the evaluator's own iteration: ``prepare_batch``, inferer, autocast, decollation and postprocessing,
+    with what is attached inside it (``IterationEvents.MODEL_COMPLETED``). Every other handler sees the clean iteration,
+    once a batch, and one completed epoch; ``AttackEvents.ATTACK_COMPLETED`` is there for what is to see the attacked.
     The numbers are those of running the evaluator again with an `AttackHandler`, to the last digit. Where the
     postprocessing saves images, those of an attack go to ``under_attack/<attack>`` in the clean ones' folder.
 
@@ -89,7 +94,7 @@ class AttackEvaluator(SupervisedEvaluator):
         check_saver(save)
         self.save = save
         self.progress = progress
-        self._updates: dict[str, list[Callable[[Any], None]]] = {name: [] for name in self.attacks}
+        self._updates: dict[str, list[private.Entry]] = {name: [] for name in self.attacks}
         self._metric_names: list[str] = []
         self._recorder = CaseRecorder(image_key, intensity)
         self._raw: Any = None
@@ -98,14 +103,29 @@ class AttackEvaluator(SupervisedEvaluator):
         with beside_the_clean(self._savers, ""):  # refuses what it cannot move
             pass
         kwargs["event_names"] = [AttackEvents, *(kwargs.get("event_names") or [])]
+        metrics = {**(kwargs.get("key_val_metric") or {}), **(kwargs.get("additional_metrics") or {})}
+        if not kwargs.get("key_val_metric"):
+            metrics = {}  # MONAI leaves additional ones out then
+        copies = {attack: copy.deepcopy(metrics) for attack in self.attacks}  # before they know this engine
+        handlers = kwargs.pop("val_handlers", None)
         super().__init__(device, val_data_loader, network, **kwargs)
-        self.add_event_handler(Events.STARTED, self._start)
-        self.add_event_handler(Events.ITERATION_STARTED, self._keep_batch)
-        self.add_event_handler(Events.ITERATION_COMPLETED, self._attack_all)
+        self._metric_names = list(metrics)
+        self._attach_copies(copies)
+        if handlers is not None:  # after all metrics, which they report
+            for handler in ensure_tuple(handlers):
+                handler.attach(self)
+        for event, function in (
+            (Events.STARTED, self._start),
+            (Events.ITERATION_STARTED, self._keep_batch),
+            (Events.ITERATION_COMPLETED, self._attack_all),
+        ):
+            self.add_event_handler(event, function)
+            self.own_handlers.append(private.handlers_of(self)[event][-1])
 
     def run(self, global_epoch: int = 1) -> None:
         """Evaluate, as `SupervisedEvaluator` does; also again after a run that failed."""
-        self._internal_run_generator = None  # of a run that failed: ignite would go on with it, and do nothing
+        check_length(self)
+        private.forget_run(self)
         try:
             super().run(global_epoch)
         finally:
@@ -132,19 +152,22 @@ class AttackEvaluator(SupervisedEvaluator):
             details[attack] = {name: self.state.metric_details.get(f"{attack}_{name}") for name in self._metric_names}
         return self._recorder.report(metrics, details, self.attacks)
 
-    def _register_metrics(self, k_metric: dict[str, Metric], add_metrics: dict[str, Metric] | None = None) -> None:
-        metrics = {**k_metric, **(add_metrics or {})}
-        copies = {attack: copy.deepcopy(metrics) for attack in self.attacks}  # before they know this engine
-        super()._register_metrics(k_metric, add_metrics)
-        self._metric_names = list(metrics)
-        # updated by the attack's own iteration, not by the clean one; a metric made of others hangs its parts there
-        updates = self._event_handlers[Events.ITERATION_COMPLETED]
-        clean = len(updates)
+    def _attach_copies(self, copies: Mapping[str, Mapping[str, Metric]]) -> None:
+        """Each attack's metrics, updated by the attack's own iteration and not by the clean one.
+
+        What a metric does at the end of an iteration, counting and with some usages computing, is taken out of the
+        event, for `_attack` to do; a metric made of others hangs its parts there, too.
+        """
+        ends = private.handlers_of(self)[Events.ITERATION_COMPLETED]
+        known = {id(entry) for entries in private.handlers_of(self).values() for entry in entries}
+        clean = len(ends)
         for attack, own in copies.items():
             for name, metric in own.items():
                 metric.attach(self, f"{attack}_{name}")
-            self._updates[attack] = [update for update, _, _ in updates[clean:]]
-            del updates[clean:]
+            self._updates[attack] = ends[clean:]
+            del ends[clean:]
+        entries = chain.from_iterable(private.handlers_of(self).values())
+        self.own_handlers = [entry for entry in entries if id(entry) not in known]
 
     def _start(self, engine: Any) -> None:
         self._recorder.reset()
@@ -182,12 +205,12 @@ class AttackEvaluator(SupervisedEvaluator):
         )
         if self.save is not None:
             save_cases(self.save.under(name), batch, result, self.attacks[name], self.seed)
-        clean = self._raw[self.image_key] if isinstance(self._raw, dict) else self._raw[0]
+        clean = image_of(self._raw, self.image_key)
         self.state.batch = batch
         with beside_the_clean(self._savers, name):
-            self.state.output = self._process_function(self, batch)
+            self.state.output = private.process(self, batch)
         for update in self._updates[name]:
-            update(self)
+            private.call(self, update)
         self._recorder.add(name, clean, result)
         self.state.attack_name, self.state.attack_result = name, result
         self.fire_event(AttackEvents.ATTACK_COMPLETED)

@@ -3,54 +3,51 @@
 
 from __future__ import annotations
 
-import logging
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from monai.handlers import CheckpointLoader, StatsHandler
 from monai.utils import CommonKeys
 from tqdm.auto import tqdm
 
 from monai_smia.attacks import Attack, AttackResult
+from monai_smia.certificates import TooFewSamples
 from monai_smia.engines.alone import alone, without_wrapper
-from monai_smia.engines.batches import Failure, Planned, count, plan
-from monai_smia.engines.case_run import Watcher, run_batch
-from monai_smia.engines.diagnosis import concluded, doubted, examined
-from monai_smia.engines.guards import RECORDING, loaders, refuse_savers, without_handlers, without_saving_images
+from monai_smia.engines.batches import Failure, Loaded, Planned, check_length, count, failure_of, plan
+from monai_smia.engines.case_run import Fitted, Made, Seen, Watcher, run_batch
+from monai_smia.engines.contents import Contents, kept_contents
+from monai_smia.engines.diagnosis import Doctor, concluded
+from monai_smia.engines.evaluator_fingerprint import evaluator_parts
+from monai_smia.engines.guards import RECORDING, loaders, silenced, without_own_attacks
+from monai_smia.engines.ignite.onlookers import Onlookers
 from monai_smia.engines.keeping import Keeper
 from monai_smia.engines.progress import Part, Progress, Record
-from monai_smia.engines.records import CaseRecorder, as_named, short_names
+from monai_smia.engines.records import CaseRecorder, as_named, labelled, short_names
 from monai_smia.engines.tally import Entry, Tally
-from monai_smia.handlers.batch import attack_batch, batch_seed, case_files
+from monai_smia.handlers.batch import attack_batch, batch_seed, case_files, check_engine, image_of
 from monai_smia.handlers.certifying import certify_batch, certify_options
 from monai_smia.intensity import IntensityScale
 from monai_smia.reports import CLEAN, RobustnessReport
-from monai_smia.reports.finding import Finding
-
-Fitted = Callable[[str, Attack, torch.Tensor], Attack]
-"""``(name, attack, image) -> attack`` with what depends on the batch, such as an eps relative to each image."""
-
-
-Made = Callable[[str, Any, Any, torch.Generator], tuple[Any, AttackResult]]
-"""``(name, engine, batch, generator) -> (batch, result)``: a batch made in another way than by an attack on it."""
 
 CERTIFIED = "certificates"
 """Stage and time of what is no run of the evaluator."""
-
-HOPELESS = 3
-"""So many first cases that fail alike end a run."""
 
 
 class CaseByCase:
     """Runs an evaluator batch by batch, clean and under each attack, and keeps each batch as soon as it is done.
 
     The numbers are those of `evaluate_robustness`. A batch that fails is tried case by case; a case that fails, in
-    loading, in the network, in an attack or in a metric, is noted and left out of every run, and the others go on.
+    loading, in the network, in an attack or in a metric, is noted and left out of every run, and the others go on. A
+    fault of the machine stops the run, see `monai_smia.engines.faults`. A run is gone on with only by its like, see
+    `monai_smia.engines.evaluator_fingerprint`, and while the files of the cases done are what they were.
+
+    The cases are those of the loader's sampler and the evaluator's ``epoch_length``. Attacked runs are seen by metrics
+    and postprocessing only, see `evaluate_robustness`. MONAI's handlers that write files, print or log to a tracker do
+    nothing here; every other one sees the clean run as one: each batch once, when all runs of it are done, and one
+    completed epoch with the metrics of all batches.
 
     The batches may be shared out, to the tasks of a job array (`shard`) or to the processes of a distributed group,
     which take a shard each. A batch is the same whoever evaluates it, with the same cases and the same seed, and so are
@@ -65,6 +62,7 @@ class CaseByCase:
         folder: where the progress is kept (``progress.pt``, or ``shard-<i>-of-<n>.pt``); ``None`` for nowhere.
         settings: what the run is made of, name to text; a run is resumed only by one of the same settings.
         resume: go on with what `folder` holds; if these are finished shards, and `shard` is not given, merge them.
+        retry_failed: go on, and try the cases again that failed, with all of their batch.
         shard: ``"i/n"``, the i-th of n equal shares, counted from 1; ``None`` for all batches, or in a distributed
             group for the share of this process.
         fitted: gives an attack what depends on the batch.
@@ -76,10 +74,15 @@ class CaseByCase:
         progress: show a bar with the cases, the attack and the time left.
 
     Raises:
-        ValueError: when a `CheckpointSaver` is attached; when a run to resume was made of other settings, or of other
+        TypeError: for an evaluator that has not one network.
+        ValueError: when the loader gives other cases at every run or has no end; when a handler changes what the
+            network or the metrics see, or ends the run; when a run to resume was made of other settings, or of other
             shards; when shards to merge are missing, unfinished, or not of one evaluation; when `shard` is no share, or
             a metric cannot be shared out.
         FileExistsError: when `folder` holds the progress of an earlier run and `resume` is false.
+        OptionalImportError: with `certify`, without scipy.
+        FolderInUse: in `run`, when another run writes into `folder`.
+        MachineFault: in `run`, when the machine fails.
     """
 
     def __init__(
@@ -96,6 +99,7 @@ class CaseByCase:
         folder: str | Path | None = None,
         settings: Mapping[str, str] | None = None,
         resume: bool = False,
+        retry_failed: bool = False,
         shard: Any = None,
         fitted: Fitted | None = None,
         prepare: Callable[[Any], Any] | None = None,
@@ -115,16 +119,23 @@ class CaseByCase:
         self.made = made
         self.watchers = tuple(watchers)
         self.diagnose = diagnose
-        self._examined: AttackResult | None = None
+        self._doctor = Doctor(evaluator, self.attacks, fitted, image_key, mask_key, progress)
         self._clean: tuple[dict[str, Any], dict[str, Any]] | None = None
         self._some = False
         self.progress = progress
-        refuse_savers(evaluator)
+        check_engine(evaluator)
+        check_length(evaluator)
         self._weights = loaders(evaluator)
-        self._tally = Tally(evaluator)
-        batches = {} if (number := count(evaluator.data_loader)) is None else {"batches": str(number)}
+        with without_own_attacks(evaluator):
+            self._tally, self._onlookers = Tally(evaluator), Onlookers(evaluator, RECORDING)
+        number = count(evaluator.data_loader, evaluator.state.epoch_length)
+        batches = {} if number is None else {"batches": str(number)}
         made_of = {**(settings or {}), "attacks of the run": ", ".join(self.attacks), **batches}
-        self._keeper = Keeper(folder, made_of, shard, resume)
+        if folder is not None:
+            keys = {"keys": [image_key, label_key, mask_key], "certificates": self.certify, "seed of the run": seed}
+            made_of |= evaluator_parts(evaluator, self.attacks, keys)
+        self._keeper = Keeper(folder, made_of, shard, resume, retry_failed)
+        self._contents = Contents(evaluator.data_loader, self._keeper.digests(), image_key)
         self._tally.know([entries for run in (CLEAN, *self.attacks) for entries in self.state.states(run)])
 
     @property
@@ -145,32 +156,42 @@ class CaseByCase:
             one that is finished last that of all. In a distributed group every process gives that of all.
 
         Raises:
+            TooFewSamples: when `certify` has too few samples for the first case.
             RuntimeError: when all of the first cases fail alike, which no other case will mend; in a distributed group
                 in every process when one of them fails.
+            ValueError: when files of cases done are not what they were.
         """
-        with self._keeper.together(), alone(), without_wrapper(self.evaluator):
+        fresh = not self._keeper.complete
+        with self._keeper.together(), self._keeper.held(), alone(), without_wrapper(self.evaluator):
+            self._contents.refuse_others(self.state.records.values())
             for load in self._weights:
                 load(self.evaluator)
-            if not self._keeper.complete:
+            if fresh:
                 with self._quiet():
                     self._evaluate_all()
         with self._quiet():
-            return self.report()
+            report = self.report()
+            if fresh and self._keeper.complete and self._clean is not None:
+                self._onlookers.complete(*self._clean)
+            return report
 
     def _evaluate_all(self) -> None:
         """Every batch that is not done yet, and is in the shard."""
         loader, batches = self.evaluator.data_loader, 0
-        mine = self._keeper.share(count(loader))
+        length = self.evaluator.state.epoch_length
+        self._onlookers.start(count(loader, length))
+        mine = self._keeper.share(count(loader, length))
         show = self.progress and self._keeper.shows
         with tqdm(total=mine, initial=len(self.state.records), disable=not show, unit="batch") as bar:
             bar.set_description("cases under attack")
             self._bar = bar
-            for planned in plan(loader, self.image_key):
+            for planned in plan(loader, self.image_key, length):
                 batches += 1
                 if self._keeper.wants(planned.number):
                     self._evaluate(planned)
                     bar.update()
                     self._give_up()
+        self._contents.save()
         self._keeper.finish(batches)
 
     @property
@@ -179,17 +200,18 @@ class CaseByCase:
         return tuple(self.state.failures)
 
     def case_names(self) -> dict[str, str]:
-        """File of a finished case to its name in the report."""
-        return dict(zip(self.state.names, short_names(self.state.names), strict=True))
+        """File of a finished case, numbered where several cases are of one, to its name in the report."""
+        labels = self.state.labels
+        return dict(zip(labels, short_names(labels), strict=True))
 
     def report(self) -> RobustnessReport:
         """The report of what is done."""
         recorder = CaseRecorder(self.image_key, self.intensity)
-        recorder.names, recorder.rows = self.state.names, self.state.rows
+        recorder.names, recorder.rows = self.state.labels, self.state.rows
         recorder.certificates = self.state.certificates
         metrics, details = {}, {}
         for run in (CLEAN, *self.attacks):
-            with alone():
+            with alone(), without_own_attacks(self.evaluator):
                 metrics[run], details[run] = self._tally.computed(self.state.states(run))
         self._clean = metrics[CLEAN], details[CLEAN]
         return self.concluded(recorder.report(metrics, details, self.attacks))
@@ -200,70 +222,74 @@ class CaseByCase:
 
     def _give_up(self) -> None:
         """Stop where nothing but the same error has come, be its numbers each case's own."""
-        if self._some:
-            return
-        failed = [(failure.stage, failure.error) for failure in self.state.failures if failure.stage != "loading"]
-        alike = {(stage, re.sub(r"[\d.]+", "", error)) for stage, error in failed}
-        self._some = any(record.parts for record in self.state.records.values())
-        if not self._some and len(failed) >= HOPELESS and len(alike) == 1:
+        self._some = self._some or any(record.parts for record in self.state.records.values())
+        if not self._some and (words := self.state.all_alike()):
             self._keeper.forget()
-            raise RuntimeError(
-                f"{failed[0][0]}: the first {len(failed)} cases all failed; the first with {failed[0][1]}"
-            )
+            raise RuntimeError(words)
 
     def _evaluate(self, planned: Planned) -> None:
         """One batch; if it fails as a whole, its cases one by one."""
         record = Record(planned.number)
-        batch, failures = planned.load(planned.indices)
-        record.failures += failures
-        if batch is not None and (failure := self._all_runs(batch, planned, record)) is not None:
-            if len(planned.indices) > 1:
-                for index in planned.indices:
-                    batch, _ = planned.load([index])  # what cannot be loaded is noted already
-                    if batch is not None and (failure := self._all_runs(batch, planned, record, index)) is not None:
-                        record.failures.append(failure)
-            else:
-                record.failures.append(failure)
+        contents = {} if self._keeper.folder is None else self._contents.of_all(planned.indices)
+        loaded = planned.load(planned.indices)
+        record.failures += loaded.failures
+        failure = self._all_runs(loaded, planned, record)
+        if failure is not None and len(planned.indices) > 1:
+            again = (self._all_runs(planned.load([index]), planned, record) for index in loaded.indices)
+            record.failures += [failure for failure in again if failure is not None]
+        elif failure is not None:
+            record.failures.append(failure)
+        record.contents = kept_contents(contents, record, planned.name)
         if self._tally.carried and self._keeper.shard is not None:
             raise ValueError(
                 f"shard: {', '.join(self._tally.carried)} does not add up over batches; expected an evaluation in one "
                 "piece, or other metrics"
             )
         self._keeper.keep(record)
+        for watcher in self.watchers:
+            watcher.noted()
 
-    def _all_runs(self, batch: Any, planned: Planned, record: Record, index: int | None = None) -> Failure | None:
+    def _all_runs(self, loaded: Loaded, planned: Planned, record: Record) -> Failure | None:
         """Every run of a batch, or of one of its cases, kept if none fails."""
-        first = planned.first if index is None else index
-        names = case_files(batch, self.image_key, start=first)
-        own = planned.indices if index is None else (index,)
-        if names[0] == str(first) and len(own) == len(names):  # no file in the metadata
+        batch, own = loaded.batch, loaded.indices
+        if batch is None:
+            return None
+        names = case_files(batch, self.image_key, start=planned.first)
+        if names[0] == str(planned.first) and len(own) == len(names):  # no file in the metadata
             names = [planned.name(item) for item in own]
         recorder = CaseRecorder(self.image_key, self.intensity)
-        part, seconds = Part(names), dict[str, float]()
-        run = CLEAN
+        labels = labelled(names, planned.places_of(own))
+        part, seconds = Part(names, labels=labels), dict[str, float]()
+        run, clean = CLEAN, Seen()
         try:
             if self.prepare is not None:
                 batch = self.prepare(batch)
-            chosen = self._doubted(batch, record)
-            for run in (CLEAN, *self.attacks):
-                started = time.perf_counter()
-                part.states[run] = self._run(run, batch, record, recorder, chosen)
-                seconds[run] = time.perf_counter() - started
-            run, started = CERTIFIED, time.perf_counter()
-            part.certificates = self._certified(batch, names)
+            chosen = self._doctor.choose(batch) if self._asks(record) else None
+            run, started = CERTIFIED, time.perf_counter()  # before the attacks: what it refuses costs one prediction
+            part.certificates = self._certified(batch, labels)
             if part.certificates:
                 seconds[CERTIFIED] = time.perf_counter() - started
+            for run in (CLEAN, *self.attacks):
+                started = time.perf_counter()
+                seen = self._run(run, batch, record, recorder, chosen, own)
+                clean = seen if run == CLEAN else clean
+                part.states[run] = seen.entries
+                seconds[run] = time.perf_counter() - started
         except Exception as error:
+            if isinstance(error, TooFewSamples) and not self.state.names:
+                raise  # the same for the next case: the arguments are wrong, and not this case
             for watcher in self.watchers:
                 watcher.drop()
-            return Failure.of(", ".join(names), run, error)
+            return failure_of(", ".join(names), run, error)
+        self._onlookers.batch(record.number, batch, clean.batch, clean.output)
         part.rows = recorder.rows
         record.parts.append(part)
         for watcher in self.watchers:
-            watcher.keep(names, recorder)
+            watcher.keep(labels, recorder)
         if self._asks(record):
             started = time.perf_counter()
-            record.findings = self._examine(batch, chosen)
+            self._bar.set_postfix_str("doctor")
+            record.findings = self._doctor.examine(batch, chosen)
             seconds["doctor"] = time.perf_counter() - started
         for run, spent in seconds.items():
             record.seconds[run] = record.seconds.get(run, 0.0) + spent
@@ -273,38 +299,16 @@ class CaseByCase:
         """Whether the doctor is to examine the network now: once, in the first shard."""
         return self.diagnose and self._keeper.is_first and self.state.findings is None and record.findings is None
 
-    def _doubted(self, batch: Any, record: Record) -> tuple[str, Attack] | None:
-        """The attack that the doctor examines with this batch."""
-        if not self._asks(record):
-            return None
-        image = batch[self.image_key] if isinstance(batch, dict) else batch[0]
-        attacks = {
-            name: attack if self.fitted is None else self.fitted(name, attack, image)
-            for name, attack in self.attacks.items()
-        }
-        name = doubted(attacks)
-        return None if name is None else (name, attacks[name])
-
-    def _examine(self, batch: Any, chosen: tuple[str, Attack] | None) -> list[Finding]:
-        """The doctor's findings on this batch."""
-        self._bar.set_postfix_str("doctor")
-        adversarial = None if self._examined is None else self._examined.adversarial
-        found = examined(
-            self.evaluator,
-            None if chosen is None else chosen[1],
-            batch,
-            adversarial,
-            image_key=self.image_key,
-            mask_key=self.mask_key,
-            progress=self.progress,
-        )
-        self._examined = None
-        return list(found)
-
     def _run(
-        self, run: str, batch: Any, record: Record, recorder: CaseRecorder, chosen: tuple[str, Attack] | None
-    ) -> list[Entry]:
-        """One run of one batch; what the metrics counted."""
+        self,
+        run: str,
+        batch: Any,
+        record: Record,
+        recorder: CaseRecorder,
+        chosen: tuple[str, Attack] | None,
+        indices: Sequence[int],
+    ) -> Seen:
+        """One run of one batch."""
         seen = run_batch(
             self.evaluator,
             batch,
@@ -312,15 +316,15 @@ class CaseByCase:
             self._tally,
             attack=None if run == CLEAN else lambda engine: self._attacked(run, engine),
             before=self._before(run, record),
+            indices=indices,
         )
         if run != CLEAN:
-            clean = batch[self.image_key] if isinstance(batch, dict) else batch[0]
-            recorder.add(run, clean, seen.result)
+            recorder.add(run, image_of(batch, self.image_key), seen.result)
             if chosen is not None and run == chosen[0]:
-                self._examined = seen.result
+                self._doctor.saw(seen.result)
         for watcher in self.watchers:
             watcher.saw(run, seen.batch, seen.output, seen.forward, seen.result)
-        return seen.entries
+        return seen
 
     def _before(self, run: str, record: Record) -> list[Entry]:
         """What the metrics made of the last part, where one of them has to know."""
@@ -349,7 +353,7 @@ class CaseByCase:
         if self.made is not None:
             self._bar.set_postfix_str(run)
             return self.made(run, engine, batch, generator)
-        image = batch[self.image_key] if isinstance(batch, dict) else batch[0]
+        image = image_of(batch, self.image_key)
         attack = attack if self.fitted is None else self.fitted(run, attack, image)
 
         def show(trial: Any, prediction: Any) -> None:
@@ -370,19 +374,17 @@ class CaseByCase:
     @contextmanager
     def _quiet(self) -> Iterator[None]:
         """The evaluator without what records, prints or saves, and with its own state back afterwards."""
-        state, logger = self.evaluator.state, self.evaluator.logger
-        level = logger.level
+        state = self.evaluator.state
         kept = {
             name: vars(state)[name] for name in ("metrics", "metric_details", "batch", "output") if name in vars(state)
         }
-        with ExitStack() as stack:
-            stack.enter_context(without_handlers(self.evaluator, (*RECORDING, StatsHandler, CheckpointLoader)))
-            stack.enter_context(without_saving_images(self.evaluator))
-            logger.setLevel(logging.CRITICAL)  # of every run of every batch; failures are reported
+        with silenced(self.evaluator):
             try:
                 yield
+            except BaseException as error:
+                self._onlookers.fail(error)
+                raise
             finally:
-                logger.setLevel(level)
                 if self._clean is not None and self._clean[0]:
                     kept.update(metrics=self._clean[0], metric_details=self._clean[1])
                 for name, value in kept.items():

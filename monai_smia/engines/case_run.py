@@ -7,13 +7,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 from ignite.engine import Events
 from monai.engines.utils import IterationEvents
 from monai.utils import CommonKeys
 
-from monai_smia.attacks import AttackResult
+from monai_smia.attacks import Attack, AttackResult
+from monai_smia.engines.ignite import private
 from monai_smia.engines.records import CaseRecorder
 from monai_smia.engines.tally import Entry, Tally
+
+Fitted = Callable[[str, Attack, torch.Tensor], Attack]
+"""``(name, attack, image) -> attack`` with what depends on the batch, such as an eps relative to each image."""
+
+Made = Callable[[str, Any, Any, torch.Generator], tuple[Any, AttackResult]]
+"""``(name, engine, batch, generator) -> (batch, result)``: a batch made in another way than by an attack on it."""
 
 
 class Watcher(Protocol):
@@ -27,6 +35,9 @@ class Watcher(Protocol):
 
     def drop(self) -> None:
         """A run of the batch failed."""
+
+    def noted(self) -> None:
+        """What was kept last is in the log: a kill cannot lose it any more."""
 
 
 @dataclass
@@ -56,6 +67,7 @@ def run_batch(
     *,
     attack: Callable[[Any], tuple[Any, AttackResult]] | None,
     before: Sequence[Entry],
+    indices: Sequence[int] = (),
 ) -> Seen:
     """Run the evaluator over one batch.
 
@@ -66,10 +78,12 @@ def run_batch(
         tally: counts.
         attack: ``engine -> (batch, result)``, before the network sees the batch; ``None`` for a clean run.
         before: see `Tally.begin`.
+        indices: of the batch's items in the dataset, for what makes a batch in another way.
     """
     seen = Seen()
 
     def begin(engine: Any) -> None:
+        engine.state.iteration = number  # for handlers of some iterations only
         tally.begin(before)
 
     def attacked(engine: Any) -> None:
@@ -93,22 +107,23 @@ def run_batch(
         Events.ITERATION_COMPLETED: end,
         Events.EXCEPTION_RAISED: failed,
     }
-    if IterationEvents.FORWARD_COMPLETED in evaluator._allowed_events:
+    if private.knows_event(evaluator, IterationEvents.FORWARD_COMPLETED):
         events[IterationEvents.FORWARD_COMPLETED] = forward
     loader, length = evaluator.data_loader, evaluator.state.epoch_length
     try:
         for event, handler in events.items():
             evaluator.add_event_handler(event, handler)
         evaluator.data_loader, evaluator.state.epoch_length = [batch], 1
-        evaluator.state.first_batch = number
-        evaluator._internal_run_generator = None  # of a run that failed: ignite would go on with it
+        evaluator.state.first_batch, evaluator.state.indices = number, tuple(indices)
+        private.forget_run(evaluator)
         evaluator.run()
     finally:
-        evaluator._internal_run_generator = None
+        private.forget_run(evaluator)
         evaluator.data_loader, evaluator.state.epoch_length = loader, length
-        vars(evaluator.state).pop("first_batch", None)
+        for name in ("first_batch", "indices"):
+            vars(evaluator.state).pop(name, None)
         for event, handler in events.items():
             evaluator.remove_event_handler(handler, event)
-            if not evaluator._event_handlers[event]:
-                del evaluator._event_handlers[event]
+            if not private.handlers_of(evaluator)[event]:
+                del private.handlers_of(evaluator)[event]
     return seen

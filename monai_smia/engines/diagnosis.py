@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from monai_smia.attacks import Attack
+from monai_smia.attacks import Attack, AttackResult
 from monai_smia.doctor import Finding, diagnose, diagnose_report
-from monai_smia.handlers.batch import autocast_of
+from monai_smia.handlers.batch import autocast_of, image_of
 from monai_smia.inferers import gradient_inferer
 from monai_smia.reports import RobustnessReport
 
@@ -82,6 +82,60 @@ def examined(
             )
     except Exception as error:  # the evaluation is done: it is not lost for a check of it, and the reader is told
         return (_note(f"{type(error).__name__}: {' '.join(str(error).split())}"),)
+
+
+class Doctor:
+    """Chooses an attack of an evaluation before a batch is attacked, and examines the network afterwards.
+
+    Args:
+        evaluator, image_key, mask_key, progress: as in `examined`.
+        attacks: by name.
+        fitted: gives an attack what depends on the batch; ``None`` where nothing does.
+    """
+
+    def __init__(
+        self,
+        evaluator: Any,
+        attacks: Mapping[str, Attack],
+        fitted: Any,
+        image_key: str,
+        mask_key: str | None,
+        progress: bool,
+    ) -> None:
+        self.evaluator, self.attacks, self.fitted = evaluator, attacks, fitted
+        self.image_key, self.mask_key, self.progress = image_key, mask_key, progress
+        self._result: AttackResult | None = None
+
+    def choose(self, batch: Any) -> tuple[str, Attack] | None:
+        """The attack that is examined with this batch, by name; ``None`` without one."""
+        self._result = None
+        image = image_of(batch, self.image_key)
+        attacks = {
+            name: attack if self.fitted is None else self.fitted(name, attack, image)
+            for name, attack in self.attacks.items()
+        }
+        name = doubted(attacks)
+        return None if name is None else (name, attacks[name])
+
+    def saw(self, result: AttackResult) -> None:
+        """The result of the chosen attack."""
+        self._result = result
+
+    def examine(self, batch: Any, chosen: tuple[str, Attack] | None) -> list[Finding]:
+        """The findings on this batch."""
+        adversarial = None if self._result is None else self._result.adversarial
+        self._result = None
+        return list(
+            examined(
+                self.evaluator,
+                None if chosen is None else chosen[1],
+                batch,
+                adversarial,
+                image_key=self.image_key,
+                mask_key=self.mask_key,
+                progress=self.progress,
+            )
+        )
 
 
 def concluded(report: RobustnessReport, on_network: tuple[Finding, ...]) -> RobustnessReport:

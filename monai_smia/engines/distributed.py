@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
@@ -16,6 +17,7 @@ from monai.metrics import Cumulative
 from torch.utils.data.distributed import DistributedSampler
 
 from monai_smia.engines.guards import only_handlers
+from monai_smia.engines.ignite import private
 from monai_smia.engines.metric_state import metrics_of
 from monai_smia.engines.records import CaseRecorder
 
@@ -32,21 +34,19 @@ def without_padding(evaluator: Any) -> Iterator[None]:
     loader = evaluator.data_loader
     sampler = getattr(loader, "sampler", None)
     size = len(sampler.dataset) if isinstance(sampler, DistributedSampler) else 0  # type: ignore[arg-type]
-    if not isinstance(sampler, DistributedSampler) or sampler.total_size <= size:
+    if not isinstance(sampler, DistributedSampler) or not private.is_padded(sampler, size):
         yield
         return
     if size < sampler.num_replicas:
         raise ValueError(f"evaluator: expected a case for each of {sampler.num_replicas} processes; got {size}")
-    kept = sampler.total_size, sampler.num_samples, evaluator.state.epoch_length
-    padded = len(loader)
-    sampler.total_size = size
-    sampler.num_samples = len(range(sampler.rank, size, sampler.num_replicas))
-    if evaluator.state.epoch_length == padded:
-        evaluator.state.epoch_length = len(loader)
-    try:
-        yield
-    finally:
-        sampler.total_size, sampler.num_samples, evaluator.state.epoch_length = kept
+    kept, padded = evaluator.state.epoch_length, len(loader)
+    with private.unpadded(sampler, size):
+        if kept == padded:
+            evaluator.state.epoch_length = len(loader)
+        try:
+            yield
+        finally:
+            evaluator.state.epoch_length = kept
 
 
 class Together:
@@ -77,7 +77,7 @@ class Together:
         own = all_places[before : before + len(names)]
         self._names = dict(zip(names, map(str, own) if unnamed else names, strict=True))
         files = list(chain.from_iterable(names for names, _, unnamed in found if not unnamed))
-        twice = next((name for name in files if files.count(name) > 1), None) if len(set(files)) < len(files) else None
+        twice = next((name for name, often in Counter(files).items() if often > 1), None)
         if twice is not None or len(set(all_places)) < total:
             raise ValueError(
                 f"evaluator: expected every case in one process, as from MONAI's DistributedSampler; got {twice} twice"
@@ -89,9 +89,11 @@ class Together:
             return
         for metric in metrics_of(self._evaluator):
             cumulative = getattr(metric, "metric_fn", None)
-            gathered = cumulative._synced_tensors if isinstance(cumulative, Cumulative) else None
+            if not isinstance(cumulative, Cumulative):
+                continue
+            gathered = private.gathered(cumulative)
             if gathered is not None and all(len(tensor) == len(self._order) for tensor in gathered):
-                cumulative._synced_tensors = [tensor[torch.as_tensor(self._order)] for tensor in gathered]  # type: ignore[union-attr]
+                private.put_gathered(cumulative, [tensor[torch.as_tensor(self._order)] for tensor in gathered])
         with only_handlers(self._evaluator, Metric):
             self._evaluator.fire_event(Events.EPOCH_COMPLETED)
 

@@ -12,6 +12,8 @@ from monai.utils import CommonKeys, convert_to_dst_type
 
 from monai_smia.attacks import LpBall, checks
 from monai_smia.attacks.balls import clamp
+from monai_smia.engines.ignite import private
+from monai_smia.handlers.batch import with_first
 
 
 class FreeAdversarialTraining:
@@ -83,10 +85,8 @@ class FreeAdversarialTraining:
         for _ in range(self.replays):
             adversarial = threat.project(image, image + delta)
             leaf = convert_to_dst_type(adversarial, original)[0].detach().requires_grad_()
-            engine.state.batch = (
-                {**batch, self.image_key: leaf} if isinstance(batch, dict) else type(batch)((leaf, *batch[1:]))
-            )
-            output = engine._iteration(engine, engine.state.batch)
+            engine.state.batch = {**batch, self.image_key: leaf} if isinstance(batch, dict) else with_first(batch, leaf)
+            output = private.iteration(engine, engine.state.batch)
             gradient = torch.zeros_like(image) if leaf.grad is None else torch.as_tensor(leaf.grad)
             leaf.requires_grad_(False).grad = None
             delta = clamp(delta + eps * gradient.sign().nan_to_num(), -eps, eps)

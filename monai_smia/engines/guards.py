@@ -3,25 +3,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ignite.engine import Events
+from ignite.metrics import Metric
 from monai.handlers import (
     CheckpointLoader,
-    CheckpointSaver,
     ClassificationSaver,
-    EarlyStopHandler,
+    DecollateBatch,
     MetricsSaver,
     MLFlowHandler,
     PostProcessing,
+    StatsHandler,
 )
 from monai.handlers.tensorboard_handlers import TensorBoardHandler
 from monai.transforms import Compose, SaveImage, SaveImaged
 
-RECORDING = (MetricsSaver, ClassificationSaver, EarlyStopHandler, MLFlowHandler, TensorBoardHandler)
-"""Handlers that write files, log to a tracker or stop a training by what they see."""
+from monai_smia.engines.ignite import private
+
+COMPUTING = (Metric, PostProcessing, DecollateBatch)
+"""Owners of handlers without which a run has no numbers, or others."""
+
+RECORDING = (MetricsSaver, ClassificationSaver, StatsHandler, MLFlowHandler, TensorBoardHandler, CheckpointLoader)
+"""Handlers that write files, print or log to a tracker: what `CaseByCase` does not do at all."""
 
 
 def image_savers(postprocessing: Any) -> list[SaveImage]:
@@ -56,21 +64,8 @@ def beside_the_clean(savers: list[SaveImage], run: str) -> Iterator[None]:
             layout.output_dir = folder
 
 
-def refuse_savers(evaluator: Any) -> list[SaveImage]:
-    """Refuse an evaluator that saves checkpoints.
-
-    Returns:
-        What saves images in its postprocessing.
-
-    Raises:
-        ValueError: naming what saves.
-    """
-    for owner, _ in _handlers(evaluator):
-        if isinstance(owner, CheckpointSaver):
-            raise ValueError(
-                "evaluator: a CheckpointSaver is attached, which would choose checkpoints by adversarial runs; "
-                "expected an evaluator without it"
-            )
+def savers_of(evaluator: Any) -> list[SaveImage]:
+    """What saves images in the evaluator's postprocessing."""
     return [saver for holder, name in _postprocessings(evaluator) for saver in image_savers(getattr(holder, name))]
 
 
@@ -102,30 +97,61 @@ def without_saving_images(evaluator: Any) -> Iterator[None]:
             setattr(holder, name, transform)
 
 
+def takes_part(event: Any, function: Any) -> bool:
+    """Whether a handler helps to compute what an evaluation says, so that an attacked run needs it.
+
+    It does where it belongs to a metric or a postprocessing, or where it is attached inside the iteration, between the
+    network and the metrics (``FORWARD_COMPLETED``, ``MODEL_COMPLETED`` and events of one's own): that is the place for
+    postprocessing by hand. Everything else looks on: it saves, stops, schedules or logs, by the clean run.
+    """
+    return isinstance(private.owner_of(function), COMPUTING) or event not in tuple(Events)
+
+
 @contextmanager
-def without_handlers(evaluator: Any, kinds: tuple[type, ...] = RECORDING) -> Iterator[None]:
-    """Runs inside it are not seen by handlers of these kinds; they are back, in their order, afterwards."""
-    events = evaluator._event_handlers
-    kept = {event: list(handlers) for event, handlers in events.items()}
-    for event, handlers in kept.items():
-        events[event] = [entry for entry in handlers if not isinstance(_owner(entry[0]), kinds)]
-        if not events[event]:
-            del events[event]  # an event that is there without handlers would hide errors, see ignite's engine
-    try:
+def only_computing(evaluator: Any) -> Iterator[None]:
+    """Runs inside it are seen by the handlers that take part in them only; the others are back afterwards."""
+    with _only(evaluator, takes_part):
         yield
-    finally:
-        events.update(kept)
+
+
+@contextmanager
+def without_own_attacks(evaluator: Any) -> Iterator[None]:
+    """An `AttackEvaluator` inside it is a plain evaluator: what it attached for attacks of its own is left out."""
+    own = {id(function) for function, _, _ in getattr(evaluator, "own_handlers", ())}
+    if not own:
+        yield
+        return
+    with _only(evaluator, lambda event, function: id(function) not in own):
+        yield
+
+
+@contextmanager
+def silenced(evaluator: Any) -> Iterator[None]:
+    """The evaluator inside it computes, and does nothing else: no onlooker, no saved image, no word."""
+    logger = evaluator.logger
+    level = logger.level
+    with without_own_attacks(evaluator), only_computing(evaluator), without_saving_images(evaluator):
+        logger.setLevel(logging.CRITICAL)  # of every run of every batch; failures are reported
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
 
 
 @contextmanager
 def only_handlers(evaluator: Any, kind: type) -> Iterator[None]:
     """Events inside it are seen by handlers of this kind only; the others are back, in their order, afterwards."""
-    events = evaluator._event_handlers
+    with _only(evaluator, lambda event, function: isinstance(private.owner_of(function), kind)):
+        yield
+
+
+@contextmanager
+def _only(evaluator: Any, wanted: Callable[[Any, Any], bool]) -> Iterator[None]:
+    events = private.handlers_of(evaluator)
     kept = dict(events)
-    events.clear()
-    events.update(
-        {event: [entry for entry in handlers if isinstance(_owner(entry[0]), kind)] for event, handlers in kept.items()}
-    )
+    chosen = {event: [entry for entry in handlers if wanted(event, entry[0])] for event, handlers in kept.items()}
+    events.clear()  # an event that is there without handlers would hide errors, see ignite's engine
+    events.update({event: handlers for event, handlers in chosen.items() if handlers})
     try:
         yield
     finally:
@@ -139,20 +165,13 @@ def _postprocessings(evaluator: Any) -> list[tuple[Any, str]]:
     for owner, function in _handlers(evaluator):
         if isinstance(owner, PostProcessing):
             found.append((owner, "transform"))
-        for cell in getattr(function, "__closure__", None) or ():  # MONAI's engines keep theirs there
+        for cell in private.captured(function):  # MONAI's engines keep theirs there
             if isinstance(cell.cell_contents, (Compose, SaveImage, SaveImaged)):
                 found.append((cell, "cell_contents"))
     return found
 
 
 def _handlers(evaluator: Any) -> Iterator[tuple[Any, Any]]:
-    for handlers in evaluator._event_handlers.values():
+    for handlers in private.handlers_of(evaluator).values():
         for function, _, _ in handlers:
-            yield _owner(function), function
-
-
-def _owner(function: Any) -> Any:
-    """The object whose method handles an event, also where ignite wrapped it to filter events."""
-    parent = getattr(function, "_parent", None)
-    function = parent() if callable(parent) else function
-    return getattr(function, "__self__", function)
+            yield private.owner_of(function), function

@@ -13,9 +13,10 @@ from ignite.metrics import Metric
 from monai.data import MetaTensor
 from monai.metrics import Cumulative
 
+from monai_smia.engines.ignite import private
+
 State = dict[str, Any]
 
-_WIRING = {"_engine", "_name", "_device", "_output_transform"}  # how a metric hangs in its engine; never data
 _PLAIN = {bool, int, float, complex, str, type(None), torch.dtype}  # not their subclasses: an Enum is a setting
 
 
@@ -30,9 +31,8 @@ def metrics_of(engine: Any) -> list[Metric]:
     """Every metric that the engine updates, once each, in order; the parts of composed ones included."""
     found: list[Metric] = []
     for event in (Events.ITERATION_COMPLETED, Events.EPOCH_COMPLETED):
-        for function, _, _ in engine._event_handlers.get(event, ()):
-            parent = getattr(function, "_parent", None)
-            owner = getattr(parent() if callable(parent) else function, "__self__", None)
+        for function, _, _ in private.handlers_of(engine).get(event, ()):
+            owner = private.owner_of(function)
             if isinstance(owner, Metric) and not any(owner is metric for metric in found):
                 found.append(owner)
     return found
@@ -43,7 +43,9 @@ def state_of(metric: Any) -> State:
 
     Tensors and containers are copied as far as an update changes them in place; what containers hold is shared.
     """
-    values = {name: _taken(value) for name, value in vars(metric).items() if name not in _WIRING}
+    values = {
+        name: _taken(value) for name, value in private.attributes_of(metric).items() if name not in private.WIRING
+    }
     return {name: value for name, value in values.items() if value is not _SKIPPED}
 
 

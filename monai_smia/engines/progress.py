@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -11,6 +12,9 @@ from monai_smia.engines.batches import Failure
 from monai_smia.engines.metric_state import to_file
 from monai_smia.engines.tally import Entry
 from monai_smia.reports.finding import Finding
+
+HOPELESS = 3
+"""So many first cases that fail alike end a run."""
 
 
 @dataclass
@@ -21,13 +25,15 @@ class Part:
         names: files of the cases.
         rows: attack to its rows, one for each of `names`.
         states: run to what each of the evaluator's metrics counted.
-        certificates: rows of what was certified, by the cases' files.
+        certificates: rows of what was certified, by the cases' labels.
+        labels: the files, numbered where several cases are of one; empty where none are.
     """
 
     names: list[str] = field(default_factory=list)
     rows: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     states: dict[str, list[Entry]] = field(default_factory=dict)
     certificates: list[dict[str, Any]] = field(default_factory=list)
+    labels: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -40,6 +46,7 @@ class Record:
         failures: cases that failed.
         seconds: run to the time spent in it.
         findings: what the doctor found on this batch; ``None`` where it was not asked.
+        contents: number of a case in the dataset to a digest of its files, as they were.
     """
 
     number: int
@@ -47,6 +54,7 @@ class Record:
     failures: list[Failure] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     findings: list[Finding] | None = None
+    contents: dict[int, str] = field(default_factory=dict)
 
     def values(self) -> dict[str, Any]:
         """Plain values, for a file."""
@@ -62,6 +70,7 @@ class Record:
             [Failure(**failure) for failure in values["failures"]],
             dict(values["seconds"]),
             None if found is None else [Finding(**finding) for finding in found],
+            dict(values.get("contents", {})),
         )
 
 
@@ -97,6 +106,11 @@ class Progress:
         return [name for part in self.parts for name in part.names]
 
     @property
+    def labels(self) -> list[str]:
+        """The names, numbered where several cases are of one file."""
+        return [label for part in self.parts for label in part.labels or part.names]
+
+    @property
     def rows(self) -> dict[str, list[dict[str, Any]]]:
         """Attack to its rows, one for each of `names`."""
         rows: dict[str, list[dict[str, Any]]] = {}
@@ -129,6 +143,14 @@ class Progress:
         """What the doctor found on the first batch that was evaluated; ``None`` where it was not asked."""
         found = (self.records[number].findings for number in self.done)
         return next((findings for findings in found if findings is not None), None)
+
+    def all_alike(self, least: int = HOPELESS) -> str | None:
+        """In words, that so many cases failed, in other stages than loading, with one error up to its numbers."""
+        failed = [failure for failure in self.failures if failure.stage != "loading"]
+        alike = {(failure.stage, re.sub(r"[\d.]+", "", failure.error)) for failure in failed}
+        if len(failed) < least or len(alike) != 1:
+            return None
+        return f"{failed[0].stage}: the first {len(failed)} cases all failed; the first with {failed[0].error}"
 
     def states(self, run: str) -> list[list[Entry]]:
         """What the metrics counted in a run, part by part."""

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import struct
 import zlib
@@ -14,9 +15,11 @@ from typing import Any
 
 import torch
 
+from monai_smia.engines.fingerprint import Fingerprint
 from monai_smia.engines.progress import Progress, Record
-from monai_smia.reports.files import write_whole
+from monai_smia.reports.files import write_whole, writing
 
+LOG = logging.getLogger(__name__)
 MAGIC = b"monai-smia progress 1\n"
 HEAD = struct.Struct("<QI")  # length and CRC-32 of what follows
 
@@ -30,12 +33,14 @@ class ProgressLog:
         shard: ``(index, count)``, from 1; ``None`` for all batches.
         batches: how many batches the whole evaluation has; ``None`` until the run is finished.
         progress: what is done.
+        end: where the file ends, as this run knows it; ``None`` while there is no file.
     """
 
     settings: dict[str, str]
     shard: tuple[int, int] | None = None
     batches: int | None = None
     progress: Progress = field(default_factory=Progress)
+    end: int | None = None
 
 
 def append_record(file: Path, log: ProgressLog, record: Record) -> None:
@@ -49,62 +54,91 @@ def append_end(file: Path, log: ProgressLog) -> None:
 
 
 def read_log(file: Path, mend: bool = False) -> ProgressLog:
-    """What a file holds; the record that a kill cut off does not count.
+    """What a file holds; what is not a whole record does not count, and its batch is done anew.
+
+    That is a record that a kill cut off, the zeros that a power cut leaves, and a record whose checksum is wrong.
 
     Args:
         file: what `append_record` wrote.
-        mend: cut off such a record, so that others can be appended.
+        mend: cut off what follows the last whole record, so that others can be appended, and say so.
 
     Raises:
-        ValueError: when the file cannot be read.
+        OSError: when the file cannot be read.
+        ValueError: when it is none, or its beginning is damaged.
     """
+    content = file.read_bytes()
     try:
-        content = file.read_bytes()
         if not content.startswith(MAGIC):
             raise ValueError("it does not begin as one")
         log: ProgressLog | None = None
-        end = len(MAGIC)
+        end, lost = len(MAGIC), 0
         for values, after in _frames(content):
+            if values is None:
+                if log is None:
+                    raise ValueError("its beginning is damaged")
+                lost += 1
+                continue
             end = after
             if log is None:
                 shard = values["shard"]
                 log = ProgressLog(dict(values["settings"]), None if shard is None else (shard[0], shard[1]))
             elif "record" in values:
                 record = Record.of(values["record"])
-                if record.number not in log.progress.records:  # two runs at once did it twice, alike
-                    log.progress.add(record)
+                log.progress.records[record.number] = record  # the last one, where a batch was done anew
             else:
                 log.batches = values["batches"]
         if log is None:
             raise ValueError("it is empty")
-    except Exception as error:
+    except Exception as error:  # whatever torch's loading makes of other bytes
         raise ValueError(
             f"folder: {file} cannot be read ({type(error).__name__}: {error}); expected the file of a run"
         ) from error
+    log.end = len(content)
     if mend and end < len(content):
-        with open(file, "r+b") as stream:
+        with writing(file), open(file, "r+b") as stream:
             stream.truncate(end)
+        log.end = end
+    if mend and (lost or end < len(content)):
+        LOG.warning(
+            "monai-smia: %s ended in %d bytes that are no record, and %d before are damaged; their cases are done anew",
+            file, len(content) - end, lost,
+        )  # fmt: skip
     return log
 
 
 def refuse_other_settings(old: Mapping[str, str], new: Mapping[str, str]) -> None:
     """Raises `ValueError`, naming the first difference."""
-    for name in dict.fromkeys((*new, *old)):
-        if new.get(name) != old.get(name):
-            raise ValueError(
-                f"resume: the earlier run had {name} = {old.get(name)}; expected the same, got {new.get(name)}"
-            )
+    Fingerprint(new).refuse_other(old)
 
 
 def _append(file: Path, log: ProgressLog, values: dict[str, Any]) -> None:
-    if not file.exists():
+    if log.end is None:
         head = {"settings": log.settings, "shard": None if log.shard is None else list(log.shard)}
-        write_whole(file, MAGIC + _frame(head) + _frame(values))
+        content = MAGIC + _frame(head) + _frame(values)
+        write_whole(file, content)
+        log.end = len(content)
         return
-    with open(file, "ab") as stream:
-        stream.write(_frame(values))
-        stream.flush()
-        os.fsync(stream.fileno())
+    with writing(file), open(file, "r+b") as stream:
+        end = stream.seek(0, os.SEEK_END)
+        if end != log.end:
+            raise FileExistsError(f"folder: {file} was written by another run meanwhile; expected one run at a time")
+        content = _frame(values)
+        try:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        except OSError:
+            _cut(file, end)  # half a record, of a disk that is full
+            raise
+        log.end = end + len(content)
+
+
+def _cut(file: Path, end: int) -> None:
+    """Take away what could not be written whole; where that fails too, the next reading does."""
+    try:
+        os.truncate(file, end)
+    except OSError:
+        return
 
 
 def _frame(values: dict[str, Any]) -> bytes:
@@ -114,16 +148,20 @@ def _frame(values: dict[str, Any]) -> bytes:
     return HEAD.pack(len(content), zlib.crc32(content)) + content
 
 
-def _frames(content: bytes) -> Iterator[tuple[dict[str, Any], int]]:
-    """Each frame, and where it ends."""
-    start = len(MAGIC)
+def _frames(content: bytes) -> Iterator[tuple[dict[str, Any] | None, int]]:
+    """Each frame, and where it ends; ``None`` for a damaged one that others follow."""
+    start, damaged = len(MAGIC), 0
     while start + HEAD.size <= len(content):
         length, checksum = HEAD.unpack_from(content, start)
         end = start + HEAD.size + length
-        frame = content[start + HEAD.size : end]
-        if end > len(content) or zlib.crc32(frame) != checksum:
-            if end < len(content):
-                raise ValueError(f"the record at byte {start} is damaged")
+        if length == 0 or end > len(content):  # zeros have the checksum of nothing
             return
-        yield torch.load(io.BytesIO(frame), map_location="cpu", weights_only=True), end
+        frame = content[start + HEAD.size : end]
+        if zlib.crc32(frame) != checksum:
+            damaged += 1
+        else:
+            for _ in range(damaged):
+                yield None, start
+            damaged = 0
+            yield torch.load(io.BytesIO(frame), map_location="cpu", weights_only=True), end
         start = end

@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import copy
-import functools
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import ignite.distributed as idist
@@ -15,11 +16,15 @@ from tqdm.auto import tqdm
 
 from monai_smia.attacks import Attack
 from monai_smia.engines.alone import alone, without_wrapper
+from monai_smia.engines.batches import check_length
 from monai_smia.engines.diagnosis import concluded, doubted, examined
 from monai_smia.engines.distributed import Together, of_first, without_padding
-from monai_smia.engines.guards import beside_the_clean, refuse_savers, without_handlers
+from monai_smia.engines.guards import beside_the_clean, only_computing, savers_of, without_own_attacks
+from monai_smia.engines.ignite import private
+from monai_smia.engines.ignite.onlookers import watched
 from monai_smia.engines.records import CaseRecorder, as_named
 from monai_smia.handlers.attack_handler import AttackHandler
+from monai_smia.handlers.batch import check_engine, image_checksums, image_of
 from monai_smia.handlers.certifying import certify_batch, certify_options
 from monai_smia.intensity import IntensityScale
 from monai_smia.reports import CLEAN, RobustnessReport
@@ -44,9 +49,11 @@ def evaluate_robustness(
     """Run the evaluator once clean and once under each attack, and put the metrics of all runs side by side.
 
     Works with any `SupervisedEvaluator` and any subclass; `AttackEvaluator` gives the same numbers in one pass over
-    the data. The evaluator's state afterwards is that of the clean run. Handlers that write files, log to a tracker or
-    stop early (`MetricsSaver`, TensorBoard, MLflow, `EarlyStopHandler`) see the clean run only. Where the
-    postprocessing saves images, those of an attack go to ``under_attack/<name>`` in the clean ones' folder.
+    the data. The evaluator's state afterwards is that of the clean run. An attacked run is seen by metrics, by
+    `PostProcessing`, and by what is attached inside the iteration (``IterationEvents.MODEL_COMPLETED``), the place for
+    postprocessing of one's own; every other handler, whatever it saves, stops, schedules or logs, sees the clean run,
+    once. Where the postprocessing saves images, those of an attack go to ``under_attack/<name>`` in the clean ones'
+    folder. Runs are paired by checksums of the clean images.
 
     In a distributed group (`torchrun`) every process evaluates what its loader's `DistributedSampler` gives it, the
     cases that the sampler repeats only once, and all return the report of all cases, in the order of the data. Batches
@@ -69,9 +76,10 @@ def evaluate_robustness(
         The metrics of every run, aggregated and per case, with what was found.
 
     Raises:
-        ValueError: when a `CheckpointSaver` is attached, which would take an adversarial metric for a new best one;
-            when the postprocessing saves images to a folder that cannot be known; when the loader gives the cases in
-            another order at every run; when two processes of a group have the same case.
+        TypeError: for an evaluator that has not one network.
+        ValueError: when the postprocessing saves images to a folder that cannot be known; when the loader gives other
+            images at every run, or the same in another order; when it has no end; when a handler changes what the
+            network or the metrics see; when two processes of a group have the same case.
 
     Example:
         .. code-block:: python
@@ -81,7 +89,9 @@ def evaluate_robustness(
     """
     named = as_named(attacks)
     options = certify_options(certify, named)
-    savers = refuse_savers(evaluator)
+    check_engine(evaluator)
+    check_length(evaluator)
+    savers = savers_of(evaluator)
     recorder = CaseRecorder(image_key, intensity)
     handlers = {
         name: AttackHandler(
@@ -98,13 +108,14 @@ def evaluate_robustness(
         with (
             without_padding(evaluator),
             without_wrapper(evaluator),
+            without_own_attacks(evaluator),
             tqdm(total=total or None, desc="robustness", disable=not progress or idist.get_rank() > 0) as bar,
         ):
             for run in (CLEAN, *named):
                 bar.set_postfix_str(run)
                 certifying = None
                 if run == CLEAN and options is not None:
-                    certifying = functools.partial(
+                    certifying = partial(
                         certify_batch,
                         options=options,
                         image_key=image_key,
@@ -156,38 +167,41 @@ def _run(
     """
     clean: list[Any] = []
     batches: list[Any] = []
+    checksums: list[bytes] = []
 
     def keep_clean(engine: Any) -> None:
         batch = engine.state.batch
-        clean[:] = [batch[recorder.image_key] if isinstance(batch, dict) else batch[0]]
+        clean[:] = [image_of(batch, recorder.image_key)]
         batches[:] = [batch]
+        checksums[:] = image_checksums(clean[0])
+        if handler is not None:
+            recorder.check_batch(run, checksums)
 
     def record(engine: Any) -> None:
         if handler is None:
             known = len(recorder.names)
-            recorder.begin_batch(engine.state.batch)
+            recorder.begin_batch(engine.state.batch, checksums)
             if certifying is not None:
                 recorder.certificates += certifying(engine, batches[0], names=recorder.names[known:])
         else:
-            recorder.check_batch(run, engine.state.batch)
             recorder.add(run, clean[0], engine.state.attack_result)
             if first == []:
                 first.extend((batches[0], engine.state.attack_result.adversarial))
         bar.update()
 
-    evaluator.add_event_handler(Events.ITERATION_STARTED, keep_clean)
-    if handler is not None:
-        handler.attach(evaluator)
-    evaluator.add_event_handler(Events.ITERATION_COMPLETED, record)
-    evaluator._internal_run_generator = None  # of a run that failed: ignite would go on with it, and do nothing
-    try:
+    with ExitStack() as stack:
         if handler is None:
-            evaluator.run()
+            stack.enter_context(watched(evaluator))
         else:
-            with without_handlers(evaluator), beside_the_clean(savers, run):
-                evaluator.run()
-    finally:
-        evaluator.remove_event_handler(keep_clean, Events.ITERATION_STARTED)
-        evaluator.remove_event_handler(record, Events.ITERATION_COMPLETED)
+            stack.enter_context(only_computing(evaluator))
+            stack.enter_context(beside_the_clean(savers, run))
+            private.add_first(evaluator, Events.EPOCH_COMPLETED, partial(recorder.check_run, run))  # before metrics
+        evaluator.add_event_handler(Events.ITERATION_STARTED, keep_clean)
+        stack.callback(evaluator.remove_event_handler, keep_clean, Events.ITERATION_STARTED)
         if handler is not None:
-            handler.detach(evaluator)
+            handler.attach(evaluator)
+            stack.callback(handler.detach, evaluator)
+        evaluator.add_event_handler(Events.ITERATION_COMPLETED, record)
+        stack.callback(evaluator.remove_event_handler, record, Events.ITERATION_COMPLETED)
+        private.forget_run(evaluator)
+        evaluator.run()

@@ -15,6 +15,8 @@ from monai_smia.engines.progress import Progress
 from monai_smia.engines.progress_log import ProgressLog, read_log, refuse_other_settings
 
 WHOLE_RUN = "progress.pt"
+MOST = 100_000
+"""Shards of an evaluation: more than the tasks of any job array, and few enough to count."""
 _TEXT = re.compile(r"\s*(\d+)\s*/\s*(\d+)\s*")
 _FILE = re.compile(r"shard-(\d+)-of-(\d+)\.pt")
 
@@ -45,7 +47,7 @@ class Shard:
         """From ``"i/n"``, a pair, or a shard.
 
         Raises:
-            ValueError: for anything but two whole numbers with 1 <= i <= n.
+            ValueError: for anything but two whole numbers with 1 <= i <= n <= 100,000.
         """
         if isinstance(value, cls):
             return value
@@ -59,6 +61,8 @@ class Shard:
             raise ValueError(
                 f"shard: expected i/n with i from 1 to n (as the tasks of a job array --array=1-n); got {value!r}"
             )
+        if count > MOST:
+            raise ValueError(f"shard: expected i/n with n up to {MOST}, not more than there are batches; got {value!r}")
         return cls(index, count)
 
     def has(self, number: int) -> bool:

@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 from ignite.engine import Events
-from ignite.metrics import Metric
+from ignite.metrics import Metric, RunningAverage
 
 from monai_smia.engines.guards import only_handlers
+from monai_smia.engines.ignite import private
 from monai_smia.engines.increments import added, same
 from monai_smia.engines.metric_state import State, from_file, metrics_of, restore, state_of
 
@@ -26,16 +27,20 @@ class Tally:
 
     MONAI's and ignite's metrics add up: they keep the values of all cases, or sums. That is checked on the first batch
     that a metric counts anything of: it has to count it twice, and must then hold the sum. A metric that does not, such
-    as a running average, is carried from batch to batch instead; then its batches cannot be split among processes.
+    as a running average or one that is computed anew for every batch, is carried from batch to batch instead; then its
+    batches cannot be split among processes.
 
     Args:
         evaluator: whose metrics.
+
+    Raises:
+        ValueError: for a metric that counts once an epoch, what is left of the last batch.
     """
 
     def __init__(self, evaluator: Any) -> None:
         self._evaluator = evaluator
         self._metrics = metrics_of(evaluator)
-        self._kinds: dict[int, str] = {}
+        self._kinds: dict[int, str] = {i: WHOLE for i, metric in enumerate(self._metrics) if _runs(evaluator, metric)}
         self._resets: list[State] | None = None
 
     def know(self, entries: Sequence[Sequence[Entry]]) -> None:
@@ -58,7 +63,7 @@ class Tally:
             self._resets = [state_of(metric) for metric in self._metrics]
         for i, metric in enumerate(self._metrics):
             if self._kinds.get(i) == WHOLE and before:
-                restore(metric, before[i][WHOLE])
+                restore(metric, next(iter(before[i].values())))
 
     def taken(self, engine: Any) -> list[Entry]:
         """A batch is counted: what each metric makes of it."""
@@ -89,6 +94,9 @@ class Tally:
                 resets = [state_of(metric) for metric in self._metrics]
                 for i, metric in enumerate(self._metrics):
                     restore(metric, _total(resets[i], [part[i] for part in parts]))
+                for entry in private.handlers_of(engine).get(Events.ITERATION_COMPLETED, []):
+                    if _does(entry, "completed"):  # a metric that is computed after every batch
+                        private.call(engine, entry)
                 engine.fire_event(Events.EPOCH_COMPLETED)
                 engine.fire_event(Events.COMPLETED)
             return dict(engine.state.metrics), dict(engine.state.metric_details)
@@ -105,7 +113,37 @@ class Tally:
         metric.iteration_completed(engine)
         twice = state_of(metric)
         restore(metric, state)
-        self._kinds[i] = ADDED if same(twice, added(reset, state, state), ROUNDING) else WHOLE
+        summed = added(reset, state, state)
+        if same(twice, state) and same(twice, summed):  # zeros: a sum and a running value look alike
+            return
+        self._kinds[i] = ADDED if same(twice, summed, ROUNDING) else WHOLE
+
+
+def _runs(engine: Any, metric: Metric) -> bool:
+    """Whether a metric goes on from batch to batch otherwise than by adding up: by its class, or by its usage.
+
+    Raises:
+        ValueError: for a metric that counts at the end of an epoch what is no metric.
+    """
+    handlers = private.handlers_of(engine)
+    own = {
+        event: [entry for entry in entries if private.owner_of(entry[0]) is metric]
+        for event, entries in handlers.items()
+    }
+    counts_epochs = any(_does(entry, "iteration_completed") for entry in own.get(Events.EPOCH_COMPLETED, []))
+    if counts_epochs and getattr(metric, "src", None) is None:
+        raise ValueError(
+            f"evaluator: a {type(metric).__name__} counts the output of the last batch when an epoch ends; expected "
+            "a metric that counts every batch"
+        )
+    after_batches = any(_does(entry, "completed") for entry in own.get(Events.ITERATION_COMPLETED, []))
+    return after_batches or (isinstance(metric, RunningAverage) and not counts_epochs)
+
+
+def _does(entry: private.Entry, method: str) -> bool:
+    """Whether a handler is this method of a metric."""
+    function = getattr(entry[0], "__wrapped__", entry[0])
+    return isinstance(private.owner_of(entry[0]), Metric) and getattr(function, "__name__", "") == method
 
 
 def _on_cpu(value: Any) -> Any:

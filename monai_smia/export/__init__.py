@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from monai_smia.export.carried_back import carried_back
 from monai_smia.export.cohort import Cohort, write_cohort
+from monai_smia.export.deidentify import Deidentification
 from monai_smia.export.dicom import DicomSeries
 from monai_smia.export.formats import open_stored
 from monai_smia.export.itk_image import ItkImage
@@ -22,6 +23,7 @@ from monai_smia.export.verifying import Verification, verify_on_disk
 
 __all__ = [
     "Cohort",
+    "Deidentification",
     "DicomSeries",
     "ItkImage",
     "Lattice",

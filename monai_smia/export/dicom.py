@@ -12,6 +12,7 @@ import torch
 from monai.utils import optional_import
 from tqdm import tqdm
 
+from monai_smia.export.deidentify import Deidentification
 from monai_smia.export.dicom_instance import DicomInstance
 from monai_smia.export.dicom_order import reader_of, slices_in_order
 from monai_smia.export.lattice import Lattice
@@ -42,6 +43,7 @@ class DicomSeries(StoredImage):
         path: the folder or file.
         reader: which of MONAI's readers the values are those of, ``"ITKReader"`` (slices by position) or
             ``"PydicomReader"`` (by InstanceNumber); ``None`` for the one that `LoadImage` picks.
+        deidentify: takes the patient out of the copies, whose files are then numbered in the order of the slices.
 
     Raises:
         ImportError: without pydicom.
@@ -58,8 +60,11 @@ class DicomSeries(StoredImage):
             series.write(series.values() + 1.0, Path("ct_folder_adversarial"))
     """
 
-    def __init__(self, path: str | Path, *, reader: str | None = None) -> None:
+    def __init__(
+        self, path: str | Path, *, reader: str | None = None, deidentify: Deidentification | None = None
+    ) -> None:
         self.path = Path(path)
+        self._deidentify = deidentify
         files = _files(self.path)
         self._reader = reader_of(self.path, reader)
         instances = [DicomInstance.read(file) for file in _progress(files, f"reading {self.path.name}")]
@@ -101,8 +106,9 @@ class DicomSeries(StoredImage):
             if self.path.is_dir():
                 place.mkdir()
             pairs = list(zip(self._slices, parts, strict=True))
-            for one, part in _progress(pairs, f"writing {path.name}"):
-                one.write(part, place / one.path.name if self.path.is_dir() else place, series_uid)
+            for i, (one, part) in enumerate(_progress(pairs, f"writing {path.name}")):
+                name = one.path.name if self._deidentify is None else f"{i:05d}.dcm"
+                one.write(part, place / name if self.path.is_dir() else place, series_uid, self._deidentify)
 
     @property
     def _flat(self) -> bool:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,11 +12,32 @@ from typing import Any
 import numpy as np
 from monai.utils import optional_import
 
+from monai_smia.export.deidentify import Deidentification
+from monai_smia.export.stored import one_line
+
 pydicom, _ = optional_import("pydicom")
 
 DERIVATION = "monai_smia: pixel values changed by an adversarial attack"
 GROUPS = ("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence")
-UNREADABLE = (AttributeError, EOFError, NotImplementedError, OSError, RuntimeError, TypeError, ValueError)
+DAMAGED = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    struct.error,
+    zlib.error,
+)
+"""What pydicom raises where the bytes of a file are damaged: it decodes an element when it is first asked for."""
+NUMBERS = ("ImagePositionPatient", "ImageOrientationPatient", "InstanceNumber")
+LATER = (
+    *NUMBERS,
+    *("SeriesInstanceUID", "Modality", "PhotometricInterpretation", "SeriesDate", "SeriesNumber", "SequenceName"),
+    "SliceThickness",
+)
 LONGEST_TEXT, LONGEST_NAME = 1024, 64  # characters of the value representations ST and LO
 
 
@@ -47,13 +70,26 @@ class DicomInstance:
             ValueError: when it cannot be read, is truncated, has colours, other than 8 or 16 bits per pixel, a lookup
                 table, or, for CT, no RescaleSlope and RescaleIntercept.
         """
+        try:
+            return cls._read(path)
+        except (*DAMAGED, pydicom.errors.BytesLengthException) as error:
+            if isinstance(error, ValueError) and str(error).startswith("path: "):
+                raise
+            raise ValueError(f"path: {path} cannot be read as DICOM: {one_line(error)}") from error
+
+    @classmethod
+    def _read(cls, path: Path) -> DicomInstance:
         dataset = _read_dataset(path)
         _check_pixels(dataset, path)
+        for keyword in LATER:
+            value = dataset.get(keyword)
+            if value and keyword in NUMBERS:
+                np.asarray(value, dtype=np.float64)
         frames = int(dataset.get("NumberOfFrames") or 1)
         try:
             array = np.asarray(dataset.pixel_array).reshape(frames, int(dataset.Rows), int(dataset.Columns))
-        except UNREADABLE as error:
-            raise ValueError(f"path: the pixels of {path} cannot be read: {error}") from error
+        except (*DAMAGED, OSError, pydicom.errors.BytesLengthException) as error:
+            raise ValueError(f"path: the pixels of {path} cannot be read: {one_line(error)}") from error
         bits, signed = int(dataset.BitsStored), int(dataset.PixelRepresentation)
         lowest, highest = (-(1 << bits - 1), (1 << bits - 1) - 1) if signed else (0, (1 << bits) - 1)
         if array.min() < lowest or array.max() > highest:
@@ -65,14 +101,28 @@ class DicomInstance:
         del dataset.PixelData
         return cls(path, dataset, array, lowest, highest, slope, intercept)
 
-    def write(self, levels: np.ndarray, path: Path, series_uid: str) -> None:
+    def write(
+        self, levels: np.ndarray, path: Path, series_uid: str, deidentify: Deidentification | None = None
+    ) -> None:
         """A copy of the file with other stored integers, as a derived instance of a new series.
 
         Args:
             levels: ``(frames, rows, columns)``.
             path: the new file.
             series_uid: of the new series.
+            deidentify: takes the patient away; ``None`` keeps what the file says.
         """
+        try:
+            dataset = self._changed(levels, series_uid, deidentify)
+            dataset.save_as(path)
+        except (
+            *DAMAGED,
+            pydicom.errors.BytesLengthException,
+        ) as error:  # an element that reading the pixels does not ask for
+            raise ValueError(f"path: {self.path} cannot be copied: {one_line(error)}") from error
+
+    def _changed(self, levels: np.ndarray, series_uid: str, deidentify: Deidentification | None) -> Any:
+        """The data set of the copy."""
         dataset = _read_dataset(self.path)
         content = _as_words(levels, dataset, self.path)
         if dataset.file_meta.TransferSyntaxUID.is_encapsulated:
@@ -88,8 +138,14 @@ class DicomInstance:
             dataset.PixelData = content + dataset.PixelData[len(content) :]
             if dataset.BitsAllocated == 8 and not dataset.file_meta.TransferSyntaxUID.is_little_endian:
                 dataset["PixelData"].VR = "OB"
-        _mark(dataset, series_uid)
-        dataset.save_as(path)
+        if deidentify is not None:
+            series_uid = deidentify.uid(f"adversarial {dataset.get('SeriesInstanceUID')}")
+            instance_uid = deidentify.uid(f"adversarial {dataset.get('SOPInstanceUID')}")
+            deidentify.apply(dataset)
+            _mark(dataset, series_uid, instance_uid)
+        else:
+            _mark(dataset, series_uid, pydicom.uid.generate_uid(prefix=None))
+        return dataset
 
 
 def _read_dataset(path: Path) -> Any:
@@ -97,8 +153,6 @@ def _read_dataset(path: Path) -> Any:
         dataset = pydicom.dcmread(path)
     except pydicom.errors.InvalidDicomError as error:
         raise ValueError(f"path: {path} is no DICOM file") from error
-    except (EOFError, NotImplementedError, ValueError) as error:
-        raise ValueError(f"path: {path} cannot be read as DICOM: {error}") from error
     if "TransferSyntaxUID" not in dataset.file_meta:
         raise ValueError(f"path: expected a TransferSyntaxUID in the file meta information; got none in {path}")
     return dataset
@@ -172,9 +226,8 @@ def _per_frame(dataset: Any, frames: int) -> list[list[Any]]:
     return [[*items, *common, dataset] for items in own]
 
 
-def _mark(dataset: Any, series_uid: str) -> None:
+def _mark(dataset: Any, series_uid: str, uid: str) -> None:
     """The identity of a derived image, and what was done to it."""
-    uid = pydicom.uid.generate_uid(prefix=None)
     dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = uid
     dataset.SeriesInstanceUID = series_uid
     kept = dataset.get("ImageType") or ["ORIGINAL", "PRIMARY"]

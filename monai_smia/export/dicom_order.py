@@ -49,7 +49,7 @@ def slices_in_order(instances: Sequence[DicomInstance], reader: str) -> list[Dic
     if any(shape[0] > 1 for shape in shapes):
         raise ValueError("path: expected single-frame instances, or one multi-frame file; got several")
     if len(shapes) > 1:
-        raise ValueError(f"path: expected slices of one shape; got {sorted(shape[1:] for shape in shapes)}")
+        raise ValueError(f"path: expected slices of one shape in {instances[0].path.parent}; {_odd(instances)}")
     for name in names:
         values = sorted({str(instance.header.get(name, "")) for instance in instances})
         if len(values) > 1:
@@ -60,6 +60,14 @@ def slices_in_order(instances: Sequence[DicomInstance], reader: str) -> list[Dic
         if reader == "ITKReader":
             return [instances[i] for i in np.argsort(positions)]
     return _by_number(instances)
+
+
+def _odd(instances: Sequence[DicomInstance]) -> str:
+    """Which slice has another shape than most."""
+    shapes = [instance.levels.shape[1:] for instance in instances]
+    usual = max(set(shapes), key=shapes.count)
+    odd = next(instance for instance in instances if instance.levels.shape[1:] != usual)
+    return f"{odd.path.name} has {odd.levels.shape[1:]}, the others {usual}"
 
 
 def _positions(instances: Sequence[DicomInstance]) -> np.ndarray | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from monai.utils import optional_import
 
 from monai_smia.export import dicom, itk_image, picture
+from monai_smia.export.deidentify import Deidentification
 from monai_smia.export.dicom import DicomSeries
 from monai_smia.export.itk_image import ItkImage
 from monai_smia.export.nifti import NiftiImage
@@ -20,7 +21,13 @@ NIFTI = (".nii", ".nii.gz")
 PICTURES = tuple(suffix for suffixes in picture.SUFFIXES.values() for suffix in suffixes)
 
 
-def open_stored(path: str | Path, *, reader: str | None = None, as_png: bool = False) -> StoredImage:
+def open_stored(
+    path: str | Path,
+    *,
+    reader: str | None = None,
+    as_png: bool = False,
+    deidentify: Deidentification | None = None,
+) -> StoredImage:
     """The image in a file, or in a folder of DICOM instances.
 
     A file whose name tells nothing is looked into: DICOM files often have no suffix.
@@ -29,6 +36,7 @@ def open_stored(path: str | Path, *, reader: str | None = None, as_png: bool = F
         path: the file or folder.
         reader: of MONAI, whose order of slices a DICOM series has, see `DicomSeries`; no matter elsewhere.
         as_png: write copies of JPEG files as PNG, see `PictureImage`; no matter elsewhere.
+        deidentify: takes what names the patient out of the copies.
 
     Raises:
         FileNotFoundError: when nothing is there.
@@ -41,12 +49,12 @@ def open_stored(path: str | Path, *, reader: str | None = None, as_png: bool = F
     name = path.name.lower()
     if path.is_file():
         if name.endswith(NIFTI):
-            return NiftiImage(path)
+            return NiftiImage(path, deidentify=deidentify)
         if name.endswith(PICTURES):
-            return PictureImage(path, as_png=as_png)
+            return PictureImage(path, as_png=as_png, deidentify=deidentify)
         if name.endswith(itk_image.SUFFIXES):
-            return ItkImage(path)
+            return ItkImage(path, deidentify=deidentify)
         if not name.endswith(dicom.SUFFIXES) and not is_dicom(path):
             known = ", ".join((*NIFTI, *PICTURES, *itk_image.SUFFIXES))
             raise ValueError(f"path: expected {known}, or DICOM; got {path.name}")
-    return DicomSeries(path, reader=reader)
+    return DicomSeries(path, reader=reader, deidentify=deidentify)

@@ -3,6 +3,10 @@
 
 from __future__ import annotations
 
+import gzip
+import os
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +14,16 @@ import numpy as np
 import torch
 from monai.utils import optional_import
 
+from monai_smia.export.deidentify import Deidentification
 from monai_smia.export.lattice import Lattice
-from monai_smia.export.stored import StoredImage, appearing
+from monai_smia.export.stored import StoredImage, appearing, one_line
 
 itk, _ = optional_import("itk")
 
 SUFFIXES = (".nrrd", ".mha", ".mhd")
 ADDED = "ITK_"  # what ITK adds to the metadata that it reads
+GEOMETRY = ("NRRD_kinds", "NRRD_measurement frame", "NRRD_space")
+GZIPPED = (b"encoding:gzip", b"encoding:gz")
 LONGEST_HEADER = 1 << 16
 
 
@@ -29,6 +36,7 @@ class ItkImage(StoredImage):
 
     Args:
         path: the file.
+        deidentify: leave all metadata but the geometry out of the copies.
 
     Raises:
         ImportError: without itk.
@@ -42,8 +50,9 @@ class ItkImage(StoredImage):
             image.write(image.values() + 1.0, Path("ct_adversarial.nrrd"))
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, *, deidentify: Deidentification | None = None) -> None:
         self.path = Path(path)
+        self._deidentify = deidentify
         if not self.path.is_file():
             raise FileNotFoundError(f"path: no file {self.path}")
         self.suffix = self.path.suffix.lower()
@@ -54,6 +63,7 @@ class ItkImage(StoredImage):
         self._components = int(image.GetNumberOfComponentsPerPixel())
         if self._levels.ndim - (self._components > 1) > (4 if self._components == 1 else 3):
             raise ValueError(f"path: expected two to four axes; got {self._levels.shape} in {self.path}")
+        _check_stream(self.path, self._levels.nbytes)
         self.lattice = Lattice.of_type(self._levels.dtype)
 
     def values(self) -> torch.Tensor:
@@ -71,14 +81,15 @@ class ItkImage(StoredImage):
         image = _read_image(self.path)
         itk.array_view_from_image(image)[...] = stored
         notes = image.GetMetaDataDictionary()
-        for key in [key for key in notes.GetKeys() if key.startswith(ADDED)]:
-            notes.Erase(key)
+        for key in list(notes.GetKeys()):
+            if key.startswith(ADDED) or not (self._deidentify is None or key.startswith(GEOMETRY)):
+                notes.Erase(key)
         with appearing(path) as place:
             try:
                 itk.imwrite(image, str(place), compression=_is_compressed(self.path))
                 read = itk.array_view_from_image(_read_image(place))
             except (RuntimeError, ValueError) as error:
-                raise OSError(f"path: {path} cannot be written: {_first_line(error)}") from error
+                raise OSError(f"path: {path} cannot be written: {one_line(error)}") from error
             if not np.array_equal(read, stored):  # ITK says nothing of a full disk
                 raise OSError(f"path: {path} cannot be written: it holds other values than those written")
 
@@ -98,12 +109,41 @@ class ItkImage(StoredImage):
 def _read_image(path: Path) -> Any:
     try:
         return itk.imread(str(path))
-    except (RuntimeError, TypeError) as error:
-        raise ValueError(f"path: {path} cannot be read by ITK: {_first_line(error)}") from error
+    except (LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"path: {path} cannot be read by ITK: {one_line(error)}") from error
 
 
-def _first_line(error: Exception) -> str:
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+def _check_stream(path: Path, size: int) -> None:
+    """A compressed file is whole: it has a checksum, which ITK does not look at.
+
+    Raises:
+        ValueError: naming the file whose bytes are damaged.
+    """
+    if not _is_compressed(path):
+        return
+    content = path.read_bytes()
+    if path.suffix.lower() == ".nrrd":
+        head, _, data = content.partition(b"\r\n\r\n" if b"\r\n\r\n" in content[:LONGEST_HEADER] else b"\n\n")
+        gzipped = any(line.replace(b" ", b"").lower() in GZIPPED for line in head.splitlines())
+        if not gzipped or b"\ndata file:" in head.lower() or b"\ndatafile:" in head.lower():
+            return
+        unpack: Callable[[bytes], bytes] = gzip.decompress
+    else:
+        head, _, rest = content.partition(b"ElementDataFile")
+        name, _, data = rest.partition(b"\n")
+        name = name.replace(b"=", b"").strip()
+        if name != b"LOCAL":
+            path = path.parent / os.fsdecode(name)
+            if not path.is_file():
+                return
+            data = path.read_bytes()
+        unpack = zlib.decompress
+    try:
+        found = len(unpack(data))
+    except (EOFError, OSError, zlib.error) as error:
+        raise ValueError(f"path: the voxels of {path} cannot be read: {one_line(error)}") from error
+    if found != size:
+        raise ValueError(f"path: expected {size} bytes of voxels in {path}; got {found}")
 
 
 def _is_compressed(path: Path) -> bool:

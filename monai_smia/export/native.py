@@ -5,28 +5,32 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from monai.data import MetaTensor, list_data_collate
+from monai.data import MetaTensor
 from monai.utils import CommonKeys
 from torch import nn
 
 from monai_smia.attacks import BPDA, Attack, AttackResult, EoT, GaussianNoise
-from monai_smia.export.carried_back import extremes_scale, keeps_places, slope_of, with_before
+from monai_smia.export.agreement import close, same_values
+from monai_smia.export.carried_back import extremes_scale, keeps_places, slope_of
+from monai_smia.export.deidentify import Deidentification
+from monai_smia.export.dependence import same
+from monai_smia.export.feeding import Fed, Feed
 from monai_smia.export.fitted_attack import fitted_attack, one_eps
 from monai_smia.export.formats import PICTURES, open_stored
 from monai_smia.export.inside_budget import inside_budget
-from monai_smia.export.reaching import has_clip
+from monai_smia.export.reaching import clip_slope, has_clip
 from monai_smia.export.recompression import SAMPLES, Recompression
-from monai_smia.export.replay import Approximation, Loaded, ReplayStep, replay
+from monai_smia.export.replay import Loaded, reader_at, replay
+from monai_smia.export.replay_step import Approximation, Live, ReplayStep
 from monai_smia.export.stored import StoredImage
 from monai_smia.inferers import gradient_inferer
-
-TOLERANCE = 1e-5
 
 
 class NativeNetwork(nn.Module):
@@ -42,8 +46,9 @@ class NativeNetwork(nn.Module):
         loaded: the preprocessing at the case, see `replay`.
         held: Q, on ``(C, *spatial)``.
         inferer: ``inferer(inputs, network)``.
+        feed: from the preprocessed item to the network's arguments.
         approximation: what stands in for Q in the backward pass; ``None`` is the identity.
-        device: of f.
+        moving: keys of the target that depend on the image, in words.
     """
 
     def __init__(
@@ -52,31 +57,35 @@ class NativeNetwork(nn.Module):
         loaded: Loaded,
         held: Callable[[torch.Tensor], torch.Tensor],
         inferer: Callable[..., Any],
+        feed: Feed,
         approximation: Callable[[torch.Tensor], torch.Tensor] | None = None,
-        device: torch.device | None = None,
+        moving: str = "",
     ) -> None:
         super().__init__()
-        self.device = device
+        self.moving = moving
         self.network = network
         self.loaded = loaded
         self.steps: Sequence[ReplayStep] = loaded.steps
         self.meta = loaded.image.meta
         self.inferer = inferer
+        self.feed = feed
         self.quantise = BPDA(held, approximation)
 
     def forward(self, image: torch.Tensor) -> Any:
         """The prediction at the file's values, ``(1, C, *spatial)``."""
-        return self.inferer(self.inputs(image), self.network)
+        given = self._given(image)
+        return self.inferer(given.inputs, self.network, *given.args, **given.kwargs)
 
     def reaching(self, eps: float) -> NativeNetwork:
         """The same network with a gradient for voxels that a clip hides and a change of `eps` can bring back."""
-        if not any(has_clip(step.transform) for step in self.steps):
+        clips = [i for i, step in enumerate(self.steps) if has_clip(step.transform)]
+        if not clips:
             return self
-        reach, steps = eps, []
-        for step, before in with_before(self.loaded):
-            steps.append(dataclasses.replace(step, reach=reach))
-            if keeps_places(before, step.after):
-                reach *= float(slope_of(step, before).abs().max())
+        reach, steps = dict.fromkeys(self.loaded.begin(self.loaded.image), eps), list(self.steps)
+        for i, step in enumerate(self.steps[: clips[-1] + 1]):
+            own = {key: reach.get(key, 0.0) for key in step.inputs}
+            steps[i] = dataclasses.replace(step, reach=own if has_clip(step.transform) else {})
+            reach |= {key: _carried(step, key, own) for key in step.outputs}
         other = copy.copy(self)
         other.steps = steps
         return other
@@ -93,12 +102,46 @@ class NativeNetwork(nn.Module):
         Raises:
             ValueError: for more than one image, as every file has a grid of its own.
         """
+        return self._given(image).inputs
+
+    def _given(self, image: torch.Tensor) -> Fed:
+        """All that the network is given."""
+        return self.feed(self.loaded.end, self.live(image))
+
+    def live(self, image: torch.Tensor) -> Live:
+        """Every key of the preprocessed item that the network needs and that depends on the image."""
         if len(image) != 1:
             raise ValueError(f"image: expected one image, as every file has its own grid; got {len(image)}")
         value = MetaTensor(self.quantise(torch.as_tensor(image[0]).as_subclass(torch.Tensor)), meta=self.meta)
+        live = self.loaded.begin(value)
         for step in self.steps:
-            value = step(value)
-        return value.as_tensor().unsqueeze(0).to(self.device or image.device)
+            live |= step.apply(live)
+            self._check_shapes(step, live)
+        return live
+
+    def _check_shapes(self, step: ReplayStep, live: Live) -> None:
+        """A box around the image's content that moves under the attack moves the target, which is fixed.
+
+        Raises:
+            ValueError: naming the transform and the keys.
+        """
+        for key in step.outputs if self.moving else ():
+            found, wanted = (tuple(getattr(value, "shape", ())) for value in (live[key], step.after[key]))
+            if found != wanted:
+                raise ValueError(
+                    f"label: {self.moving} depends on the image's content, and {step.name} gives {key!r} of shape "
+                    f"{found} under the attack, {wanted} before; expected a label that stays"
+                )
+
+
+def _carried(step: ReplayStep, key: str, reach: Mapping[str, float]) -> float:
+    """How far a voxel of an output may lie outside a range and still be brought back."""
+    if key not in reach:  # made of the others
+        return max(reach.values(), default=0.0)
+    if not keeps_places(step.before[key], step.after[key]):
+        return reach[key]
+    slope = clip_slope(step.transform)
+    return reach[key] * (float(slope_of(step, key).abs().max()) if math.isnan(slope) else slope)
 
 
 @dataclass(frozen=True)
@@ -185,6 +228,7 @@ class NativeCase:
         values = inside_budget(lattice, found, clean, eps, norm)
         if qualities is not None or not torch.equal(values, lattice.nearest(found)):
             result = self._judged(values, fitted, result)
+        self._check_followed(values)
         return NativeResult(values, self.stored.held(values), fitted, result)
 
     def _judged(self, values: torch.Tensor, attack: Attack, result: AttackResult) -> AttackResult:
@@ -202,6 +246,36 @@ class NativeCase:
             forward_passes=result.forward_passes + 2,
         )
 
+    def at(self, values: torch.Tensor) -> Any:
+        """The evaluator's batch as it is made of the copy's values, by the whole preprocessing."""
+        return self.network.feed.batch(self.loaded.item_at(self.stored.held(values).cpu()))
+
+    def _check_followed(self, values: torch.Tensor) -> None:
+        """What was attacked is what the whole preprocessing makes of the copy, and the target is still the same.
+
+        Raises:
+            ValueError: naming the key that differs, and the transform that makes it of the image.
+        """
+        item = self.loaded.item_at(self.stored.held(values).cpu())
+        live = self.network.live(values.unsqueeze(0).to(self.image.device))
+        for name in self.loaded.needed:
+            if not close(live[name], item.get(name)):
+                raise ValueError(
+                    f"{name}: what was attacked is not what the preprocessing makes of {self.path.name} with these "
+                    f"values; {self.loaded.dependent.get(name, 'a transform')} makes it in another way than it was "
+                    "followed"
+                )
+        if not same(self.network.feed.of(item)[1], self.target):
+            changed = [
+                f"{name!r} (by {maker})"
+                for name, maker in self.loaded.dependent.items()
+                if name not in self.loaded.needed and not same(self.loaded.end.get(name), item.get(name))
+            ]
+            raise ValueError(
+                f"label: the preprocessing makes it of the image's content, and it changes with the attack on "
+                f"{self.path.name}: {', '.join(changed)}; expected a label that stays"
+            )
+
     def _bounds(self) -> tuple[float, float] | None:
         """What the type can hold, and what the image spans where its extremes scale all of it."""
         held = self.stored.lattice.bounds
@@ -218,6 +292,7 @@ def native_case(
     image_key: str = CommonKeys.IMAGE,
     bpda: Mapping[str, Approximation | None] | None = None,
     as_png: bool = False,
+    deidentify: Deidentification | None = None,
 ) -> NativeCase:
     """One case of an evaluator, ready to be attacked on its file's own grid.
 
@@ -227,6 +302,7 @@ def native_case(
         image_key: of the image, and of its path in the data list.
         bpda: name of a transform without a gradient to what stands in for it, see `replay`.
         as_png: write copies of JPEG files as PNG, see `PictureImage`.
+        deidentify: takes what names the patient out of the copies.
 
     Raises:
         NotDifferentiableError: naming the transforms that no gradient gets through.
@@ -241,7 +317,7 @@ def native_case(
                 attacked = case.attack(SMIA(bundle.loss(), eps=10.0))  # HU
                 case.stored.write(attacked.values, Path("adversarial.nii.gz"))
     """
-    return case_from(evaluator, evaluator.data_loader, index, image_key, bpda, as_png)
+    return case_from(evaluator, evaluator.data_loader, index, image_key, bpda, as_png, deidentify)
 
 
 def case_from(
@@ -251,31 +327,29 @@ def case_from(
     image_key: str,
     bpda: Mapping[str, Approximation | None] | None,
     as_png: bool = False,
+    deidentify: Deidentification | None = None,
 ) -> NativeCase:
     """`native_case` of a loader that the evaluator need not hold at the moment."""
     dataset = loader.dataset
     item, preprocessing = _source(dataset, index)
-    loaded = replay(preprocessing, item, image_key, bpda)
     path = _path_of(item[image_key], image_key)
-    stored = open_stored(path, reader=loaded.reader, as_png=as_png)
-    same_values(stored, loaded.image, path)
-    collate = loader.collate_fn or list_data_collate
-    batch = collate([dataset[index]])
-    device = evaluator.state.device
-    inputs, target = evaluator.prepare_batch(batch, device, False)[:2]
+    stored = open_stored(path, reader=reader_at(preprocessing, item, image_key), as_png=as_png, deidentify=deidentify)
+    feed = Feed(evaluator.prepare_batch, loader.collate_fn, evaluator.state.device)
+    loaded = replay(preprocessing, item, image_key, bpda, reaches=feed.needs)
+    same_values(stored, loaded, path)
+    given, target = feed.of(dataset[index])
+    feed = feed.narrowed(loaded.end, image_key, set(loaded.needed))
     inferer = gradient_inferer(evaluator.inferer)
-    network = NativeNetwork(evaluator.network, loaded, stored.held, inferer, stored.approximation(), device)
+    others = [name for name in loaded.dependent if name not in loaded.needed and name in loaded.end]
+    moving = ", ".join(f"{name!r} (by {loaded.dependent[name]})" for name in feed.moves_target(loaded.end, others))
+    network = NativeNetwork(evaluator.network, loaded, stored.held, inferer, feed, stored.approximation(), moving)
+    device = evaluator.state.device
     image = MetaTensor(loaded.image.as_tensor().float().to(device), meta=loaded.image.meta).unsqueeze(0)
-    clean = network.inputs(image) if stored.lossless else loaded.result.unsqueeze(0)
-    if inputs.shape != clean.shape or not torch.allclose(
-        torch.as_tensor(inputs).cpu(),
-        torch.as_tensor(clean).cpu(),
-        rtol=0,
-        atol=TOLERANCE * float(inputs.abs().max() + 1),
-    ):
+    clean = network.inputs(image) if stored.lossless else feed.of(loaded.end)[0].inputs
+    if not close(given.inputs, clean):
         raise ValueError(
             f"preprocessing: replayed from {path.name} it gives another input than the data set: "
-            f"{tuple(clean.shape)} and {tuple(inputs.shape)}"
+            f"{tuple(clean.shape)} and {tuple(given.inputs.shape)}"
         )
     return NativeCase(path, stored, image, target, network, loaded)
 
@@ -297,20 +371,3 @@ def _path_of(value: Any, key: str) -> Path:
             raise ValueError(f"{key}: expected one file for an image; got {len(value)}")
         value = value[0]
     return Path(value)
-
-
-def same_values(stored: StoredImage, image: MetaTensor, path: Path) -> None:
-    """What this package reads from the file is what the bundle's loader gave."""
-    values = stored.values()
-    if tuple(values.shape) != tuple(image.shape):
-        raise ValueError(
-            f"image_key: the bundle loads {path.name} as {tuple(image.shape)}, the file holds {tuple(values.shape)}"
-        )
-    if not bool(values.isfinite().all()):
-        raise ValueError(f"image_key: expected finite numbers in {path.name}; got NaN or infinity")
-    difference = float((values - image.as_tensor().cpu().float()).abs().max())
-    if difference > TOLERANCE * (1 + float(values.abs().max())):
-        raise ValueError(
-            f"image_key: the bundle's loader changes the values of {path.name}, by up to {difference:.4g}; expected "
-            "one that gives what the file holds"
-        )

@@ -12,10 +12,15 @@ import nibabel as nib
 import numpy as np
 import torch
 
+from monai_smia.export.deidentify import Deidentification
 from monai_smia.export.lattice import Lattice
-from monai_smia.export.stored import StoredImage, appearing
+from monai_smia.export.stored import StoredImage, appearing, one_line
 
 UNREADABLE_VOXELS = (EOFError, OSError, ValueError, zlib.error)
+NIFTI_1, NIFTI_2 = 348, 540  # bytes of the headers; the extensions come after them
+EXTENDER = 4
+TEXTS_1 = ((4, 28), (148, 104), (328, 16))  # data_type and db_name, descrip and aux_file, intent_name
+TEXTS_2 = ((240, 104), (508, 16))
 GZIP_LEVEL = 1  # as nibabel writes: a whole volume in a second or two
 
 
@@ -27,6 +32,7 @@ class NiftiImage(StoredImage):
 
     Args:
         path: the file.
+        deidentify: blank the texts of the header and the extensions of the copies.
 
     Raises:
         ValueError: when it cannot be read, is a pair of files, or has other axes or a type that no network takes.
@@ -38,14 +44,20 @@ class NiftiImage(StoredImage):
             image.write(image.values() + 1.0, Path("ct_adversarial.nii.gz"))
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, *, deidentify: Deidentification | None = None) -> None:
         self.path = Path(path)
+        self._deidentify = deidentify
         image = _load(self.path)
         self._proxy = image.dataobj
+        after = (NIFTI_2 if isinstance(image, nib.Nifti2Image) else NIFTI_1) + EXTENDER
+        if int(self._proxy.offset) < after:  # a copy's voxels would lie over its header
+            raise ValueError(
+                f"path: expected the voxels of {self.path} after byte {after}; its header says {self._proxy.offset}"
+            )
         try:
             self._levels = np.asanyarray(self._proxy.get_unscaled())
         except UNREADABLE_VOXELS as error:
-            raise ValueError(f"path: the voxels of {self.path} cannot be read: {error}") from error
+            raise ValueError(f"path: the voxels of {self.path} cannot be read: {one_line(error)}") from error
         if self._levels.ndim not in (2, 3, 4):
             raise ValueError(f"path: expected two to four axes; got {self._levels.shape} in {self.path}")
         slope = float(self._proxy.slope)
@@ -53,7 +65,7 @@ class NiftiImage(StoredImage):
         try:
             self.lattice = Lattice.of_type(self._levels.dtype, slope, float(self._proxy.inter))
         except ValueError as error:
-            raise ValueError(f"path: {self.path}: {error}") from None
+            raise ValueError(f"path: {self.path}: {one_line(error)}") from None
         self.suffix = ".nii.gz" if _is_gzip(self.path) else ".nii"
 
     def values(self) -> torch.Tensor:
@@ -72,7 +84,8 @@ class NiftiImage(StoredImage):
         voxels = levels.astype(self._levels.dtype).tobytes(order="F")
         content = _read_bytes(self.path)
         begin = int(self._proxy.offset)
-        content = content[:begin] + voxels + content[begin + len(voxels) :]
+        head = content[:begin] if self._deidentify is None else _blanked(content[:begin])
+        content = head + voxels + content[begin + len(voxels) :]
         with appearing(path) as place:
             place.write_bytes(gzip.compress(content, GZIP_LEVEL, mtime=0) if _is_gzip(path) else content)
 
@@ -96,10 +109,21 @@ def _load(path: Path) -> Any:
     try:
         image: Any = nib.load(path)
     except (*UNREADABLE_VOXELS, nib.filebasedimages.ImageFileError, nib.spatialimages.HeaderDataError) as error:
-        raise ValueError(f"path: {path} cannot be read as NIfTI: {error}") from error
+        raise ValueError(f"path: {path} cannot be read as NIfTI: {one_line(error)}") from error
     if not isinstance(image, nib.Nifti1Image) or path.suffix in (".hdr", ".img"):
         raise ValueError(f"path: expected a NIfTI file in one piece; got {type(image).__name__} in {path}")
     return image
+
+
+def _blanked(head: bytes) -> bytes:
+    """A header without its texts, and zeros in the place of its extensions."""
+    blank = bytearray(head)
+    second = any(int.from_bytes(head[:4], order) == NIFTI_2 for order in ("little", "big"))
+    for begin, length in TEXTS_2 if second else TEXTS_1:
+        blank[begin : begin + length] = bytes(length)
+    after = NIFTI_2 if second else NIFTI_1
+    blank[after:] = bytes(len(blank) - after)
+    return bytes(blank)
 
 
 def _is_gzip(path: Path) -> bool:
@@ -111,4 +135,4 @@ def _read_bytes(path: Path) -> bytes:
     try:
         return gzip.decompress(content) if _is_gzip(path) else content
     except UNREADABLE_VOXELS as error:
-        raise ValueError(f"path: {path} cannot be read to its end: {error}") from error
+        raise ValueError(f"path: {path} cannot be read to its end: {one_line(error)}") from error

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +13,19 @@ import numpy as np
 import torch
 from monai.utils import optional_import
 
+from monai_smia.export.deidentify import Deidentification
 from monai_smia.export.lattice import Lattice
-from monai_smia.export.picture_parts import splice_jpeg, splice_png
+from monai_smia.export.picture_parts import jpeg_segments, splice_jpeg, splice_png
 from monai_smia.export.soft_jpeg import SoftJPEG
-from monai_smia.export.stored import StoredImage, appearing
+from monai_smia.export.stored import StoredImage, appearing, one_line
 
 Image, _ = optional_import("PIL.Image")
 JpegImagePlugin, _ = optional_import("PIL.JpegImagePlugin")
 
 SUFFIXES = {"PNG": (".png",), "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif")}
 PNG_KINDS = {(8, 0): np.uint8, (16, 0): np.uint16, (8, 2): np.uint8}  # bit depth and colour type: grey, grey, RGB
-UNREADABLE_PICTURE = (EOFError, OSError, SyntaxError, ValueError)
+UNREADABLE_PICTURE = (EOFError, LookupError, OSError, SyntaxError, TypeError, ValueError, struct.error, zlib.error)
+"""What Pillow and the parts of a file raise where its bytes are damaged."""
 
 
 class PictureImage(StoredImage):
@@ -39,6 +43,7 @@ class PictureImage(StoredImage):
         path: the file.
         quality: of the copies of a JPEG file, 1 to 100; ``None`` for the original's tables.
         as_png: write the copies of a JPEG file as PNG, without loss, with its ICC profile and EXIF.
+        deidentify: leave EXIF, texts, comments, times and colour profiles out of the copies.
 
     Raises:
         ImportError: without Pillow (the extra ``report``).
@@ -52,15 +57,23 @@ class PictureImage(StoredImage):
             picture.write(picture.values() + 1.0, Path("fundus_adversarial.jpg"))
     """
 
-    def __init__(self, path: str | Path, *, quality: int | None = None, as_png: bool = False) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        quality: int | None = None,
+        as_png: bool = False,
+        deidentify: Deidentification | None = None,
+    ) -> None:
         self.path = Path(path)
+        self._deidentify = deidentify
         if not self.path.is_file():
             raise FileNotFoundError(f"path: no file {self.path}")
         self._content = self.path.read_bytes()
         self._array, self._options, self._format = _open(self._content, self.path)
         self._converted = as_png and self._format == "JPEG"
         if self._converted:
-            self._format, self._options = "PNG", _profiles(self._content)
+            self._format, self._options = "PNG", _profiles(self._content) if deidentify is None else {}
         if quality is not None:
             if self._format != "JPEG" or isinstance(quality, bool) or not 1 <= quality <= 100:
                 raise ValueError(f"quality: expected None, or 1 to 100 for JPEG; got {quality!r} for {self.path.name}")
@@ -100,7 +113,7 @@ class PictureImage(StoredImage):
         if self._converted:
             return stream.getvalue()
         splice = splice_png if self._format == "PNG" else splice_jpeg
-        return splice(self._content, stream.getvalue())
+        return splice(self._content, stream.getvalue(), self._deidentify is not None)
 
 
 def _open(content: bytes, path: Path) -> tuple[np.ndarray, dict[str, Any], str]:
@@ -108,12 +121,14 @@ def _open(content: bytes, path: Path) -> tuple[np.ndarray, dict[str, Any], str]:
     try:
         with Image.open(io.BytesIO(content)) as image:
             kind = _check_kind(image, content, path)
+            if image.format == "JPEG":
+                list(jpeg_segments(content))  # a copy takes them over, so they must be whole
             array = np.array(image).astype(kind)
             return array, _jpeg_options(image, path) if image.format == "JPEG" else {}, image.format
     except _PictureError:
         raise
     except UNREADABLE_PICTURE as error:
-        raise ValueError(f"path: {path} cannot be read as a picture: {error}") from error
+        raise ValueError(f"path: {path} cannot be read as a picture: {one_line(error)}") from error
 
 
 def _profiles(content: bytes) -> dict[str, Any]:

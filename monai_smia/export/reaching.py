@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import math
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from monai.data import MetaTensor
 from monai.transforms import ScaleIntensityRange, ScaleIntensityRanged
 
 
-def reached(transform: Any, apply: Callable[[MetaTensor], MetaTensor], image: MetaTensor, reach: float) -> MetaTensor:
+def reached(transform: Any, out: MetaTensor, image: MetaTensor, reach: float) -> MetaTensor:
     r"""A step's result; where it is a `ScaleIntensityRange` with a clip, with a gradient a little beyond the clip.
 
     .. math:: \frac{\partial P}{\partial x} := s \quad\text{where}\quad
@@ -23,11 +23,10 @@ def reached(transform: Any, apply: Callable[[MetaTensor], MetaTensor], image: Me
 
     Args:
         transform: the step.
-        apply: makes its result.
+        out: its result.
         image: ``(C, *spatial)``.
         reach: r, units of `image`; 0 for the step's own gradient.
     """
-    out = apply(image)
     if not reach or not has_clip(transform):
         return out
     inner = _scaler(transform)
@@ -44,6 +43,15 @@ def has_clip(transform: Any) -> bool:
     """Whether a transform is a `ScaleIntensityRange` that clips."""
     inner = _scaler(transform)
     return isinstance(inner, ScaleIntensityRange) and bool(inner.clip)
+
+
+def clip_slope(transform: Any) -> float:
+    """Of a `ScaleIntensityRange` inside its range, units of its output per unit of its input; NaN for anything else."""
+    inner = _scaler(transform)
+    if not isinstance(inner, ScaleIntensityRange):
+        return math.nan
+    width = 1.0 if inner.b_min is None or inner.b_max is None else float(inner.b_max) - float(inner.b_min)
+    return abs(width / (float(inner.a_max) - float(inner.a_min))) if inner.a_max != inner.a_min else math.nan
 
 
 def _scaler(transform: Any) -> Any:

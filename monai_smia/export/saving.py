@@ -17,11 +17,11 @@ from monai.transforms import MapTransform
 from torch.utils.data import get_worker_info
 
 from monai_smia.attacks import Attack
+from monai_smia.export.agreement import TOLERANCE, close, same_values
 from monai_smia.export.carried_back import carried_back
 from monai_smia.export.formats import open_stored
 from monai_smia.export.manifest import IMAGES, MADE, Manifest, entry
-from monai_smia.export.native import TOLERANCE, same_values
-from monai_smia.export.replay import Approximation, replay
+from monai_smia.export.replay import Approximation, Loaded, keys_loaded, replay
 from monai_smia.handlers.batch import CLEAN_SUFFIX
 
 FILE = "filename_or_obj"
@@ -120,14 +120,19 @@ class SaveAdversariald(MapTransform):
     ) -> Path:
         sources: dict[Hashable, Any] = {str(name): _source(value) for name, value in data.items()}
         source = sources[key]
+        loads = keys_loaded(self.preprocessing)
+        # what the pipeline made of the image carries the name of its file, and is no part of the data list
+        made = {name for name, value in data.items() if isinstance(value, MetaTensor) and _source(value) == source}
+        sources = {name: value for name, value in sources.items() if name == key or name in loads or name not in made}
         if not isinstance(source, str):
             raise ValueError(f"{key}: expected a MetaTensor that says its file ({FILE}); got {type(source).__name__}")
         loaded = replay(self.preprocessing, sources, key, self.bpda)
         stored = open_stored(source, reader=loaded.reader)
-        same_values(stored, loaded.image, Path(source))
+        same_values(stored, loaded, Path(source))
         change = _image_of(data, key) - _checked(loaded.result, data, key)
         clean = stored.values()
         values = stored.lattice.nearest(clean + carried_back(loaded, change))
+        _check_others(loaded, stored.held(values), data, key)
         manifest = Manifest(self.output_dir / "manifest.json", key)
         target = self.output_dir / IMAGES / _new_name(manifest, Path(source), stored.suffix)
         stored.write(values, target)
@@ -175,6 +180,29 @@ def _checked(clean: MetaTensor, data: Mapping[Hashable, Any], key: str) -> torch
                 f"to {difference:.4g}"
             )
     return plain
+
+
+def _check_others(loaded: Loaded, values: torch.Tensor, data: Mapping[Hashable, Any], key: str) -> None:
+    """What else the preprocessing makes of the image is as it was: the copy holds it changed, the item does not.
+
+    Raises:
+        ValueError: naming the keys and the transforms that make them.
+    """
+    again = loaded.item_at(values)
+    changed = [
+        f"{name!r} (by {maker})"
+        for name, maker in loaded.dependent.items()
+        if name != key and _is_array(data.get(name)) and not close(again.get(name), loaded.end.get(name))
+    ]
+    if changed:
+        raise ValueError(
+            f"{key}: the preprocessing also makes {', '.join(changed)} of it, and the copy would give other ones than "
+            "were attacked; expected nothing else made of the image. write_cohort attacks the file itself"
+        )
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, (torch.Tensor, np.ndarray)) and value.ndim > 1
 
 
 def _source(value: Any) -> Any:

@@ -15,9 +15,10 @@ from pathlib import Path
 import torch
 
 from monai_smia.export.lattice import Lattice
+from monai_smia.reports.files import PREFIX, SUFFIX, writing
 
-HEADER, VOXELS = ".mhd", (".raw", ".zraw")
-"""A MetaImage in two files, as ITK writes it."""
+HEADER = ".mhd"
+"""Of a MetaImage in two files, as ITK writes it."""
 WHERE = b"ElementDataFile"
 
 
@@ -81,6 +82,12 @@ class StoredImage(ABC):
         return plain
 
 
+def one_line(error: BaseException) -> str:
+    """What an error says, without the lines of its library."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
 @contextmanager
 def appearing(path: Path) -> Iterator[Path]:
     """A temporary place beside `path` that becomes it at the end; after an error nothing is left.
@@ -91,13 +98,18 @@ def appearing(path: Path) -> Iterator[Path]:
     Raises:
         FileExistsError: when there is something at `path`, before and after the work.
     """
+    with writing(path):
+        yield from _appearing(path)
+
+
+def _appearing(path: Path) -> Iterator[Path]:
     refuse_existing(path)
     missing = [folder for folder in (path.parent, *path.parent.parents) if not folder.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)
     moved: list[Path] = []
     place: Path | None = None
     try:
-        place = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+        place = Path(tempfile.mkdtemp(dir=path.parent, prefix=PREFIX, suffix=SUFFIX))
         made = place / path.name
         yield made
         for part in [*(other for other in sorted(place.iterdir()) if other != made), made]:
@@ -126,17 +138,6 @@ def checksum(path: Path) -> str:
             for part in iter(lambda: stream.read(1 << 20), b""):
                 digest.update(part)
     return digest.hexdigest()
-
-
-def removed(path: Path) -> None:
-    """Take away a copy, a file or a folder, of a case that was not finished."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-        return
-    if path.suffix.lower() == HEADER:
-        for suffix in VOXELS:  # also where a kill came between the two
-            path.with_suffix(suffix).unlink(missing_ok=True)
-    path.unlink(missing_ok=True)
 
 
 def _voxels_of(path: Path) -> list[Path]:

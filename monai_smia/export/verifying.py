@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +14,9 @@ from monai.utils import CommonKeys
 from monai_smia.attacks import GaussianNoise
 from monai_smia.attacks.heads import LossFunction
 from monai_smia.engines import CaseByCase
-from monai_smia.engines.batches import Failure
+from monai_smia.engines.batches import Failure, other_loader
 from monai_smia.export.case_maker import IN_MEMORY, ON_DISK
-from monai_smia.export.manifest import LIST, MADE
+from monai_smia.export.manifest import LIST, MADE, read_manifest
 from monai_smia.export.stored import checksum
 from monai_smia.export.survival import LOSS, Survival
 from monai_smia.reports import CLEAN, RobustnessReport
@@ -74,7 +73,7 @@ def verify_on_disk(
     """
     place = Path(manifest)
     place = place / "manifest.json" if place.is_dir() else place
-    rows = _rows(place)
+    rows = _rows(place, image_key)
     folder = place.parent if files is None else Path(files)
     paths = [folder / row[image_key] if files is None else folder / Path(row[image_key]).name for row in rows]
     changed = [path for path, row in zip(paths, rows, strict=True) if not _same(path, row[MADE]["sha256"])]
@@ -83,26 +82,36 @@ def verify_on_disk(
         for row, path in zip(rows, paths, strict=True)
     ]
     loader = evaluator.data_loader
-    evaluator.data_loader = DataLoader(
+    again = DataLoader(
         Dataset(items, loader.dataset.transform), batch_size=1, num_workers=0, collate_fn=loader.collate_fn
     )
-    try:
+    with other_loader(evaluator, again):
         still = {ON_DISK: GaussianNoise(loss_function, eps=0.0)}
         run = CaseByCase(evaluator, still, image_key=image_key, label_key=label_key, diagnose=False, progress=progress)
         report = run.run()
-    finally:
-        evaluator.data_loader = loader
     return Verification(_survival(place.parent, rows, paths, report), tuple(changed), report, run.failures)
 
 
-def _rows(manifest: Path) -> list[dict[str, Any]]:
+def _rows(manifest: Path, image_key: str) -> list[dict[str, Any]]:
     if not manifest.is_file():
         raise FileNotFoundError(f"manifest: no file {manifest}")
-    rows: list[dict[str, Any]] = json.loads(manifest.read_text(encoding="utf-8")).get(LIST, [])
+    try:
+        rows = read_manifest(manifest, image_key)
+    except ValueError as error:
+        raise ValueError(f"manifest: {error}") from error
     if not rows:
         raise ValueError(f"manifest: expected a list {LIST!r} with cases; got none in {manifest}")
-    if not all("loss" in row.get(MADE, {}) for row in rows):
+    if not all({"loss", "clean_loss"} <= set(row.get(MADE, {})) for row in rows):
         raise ValueError(f"manifest: expected the losses of every case in {manifest}; save with a handler's save=")
+    for row in rows:
+        made = row[MADE]
+        if not isinstance(row.get(image_key), str) or not isinstance(made.get("sha256"), str):
+            raise ValueError(
+                f"manifest: expected a file under {image_key!r} and its sha256 in every case of {manifest}"
+            )
+        numbers = [made["clean_loss"], made["loss"]]
+        if not all(isinstance(number, (int, float)) for number in numbers):
+            raise ValueError(f"manifest: expected numbers for losses in {manifest}; got {numbers}")
     return rows
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -60,9 +61,10 @@ def attack_batch(
         ValueError: when the batch has no label, or the engine's ``prepare_batch`` makes the network's input from
             something else than the image, so that replacing it would not have the effect meant.
     """
+    check_engine(engine)
+    original = image_of(batch, image_key)
     prepared = engine.prepare_batch(batch, engine.state.device, engine.non_blocking, **engine.to_kwargs)
     inputs, targets, args, kwargs = prepared if len(prepared) == 4 else (*prepared, (), {})
-    original = batch[image_key] if isinstance(batch, dict) else batch[0]
     if targets is None:
         raise ValueError(f"label_key: an attack needs labels; the batch has none under {label_key!r}")
     if not (
@@ -104,7 +106,52 @@ def attack_batch(
         result = dataclasses.replace(result, adversarial=adversarial)
     if isinstance(batch, dict):
         return {**batch, image_key: adversarial, image_key + CLEAN_SUFFIX: original}, result
-    return type(batch)((adversarial, *batch[1:])), result
+    return with_first(batch, adversarial), result
+
+
+def check_engine(engine: Any) -> None:
+    """Refuse an engine that has not one network.
+
+    Raises:
+        TypeError: naming the engine's class.
+    """
+    if not hasattr(engine, "network"):
+        some = "networks, several" if hasattr(engine, "networks") else "no network"
+        raise TypeError(
+            "evaluator: expected a SupervisedEvaluator, SupervisedTrainer or a subclass, with one network; got "
+            f"{type(engine).__name__}, which has {some}. Evaluate a network that holds them all and combines their "
+            "predictions"
+        )
+
+
+def image_of(batch: Any, image_key: str = CommonKeys.IMAGE) -> Any:
+    """The image of a batch: a dictionary's under the key, a sequence's first item.
+
+    Raises:
+        ValueError: when there is none.
+    """
+    if isinstance(batch, dict) and image_key in batch:
+        return batch[image_key]
+    if isinstance(batch, (tuple, list)) and batch:
+        return batch[0]
+    raise ValueError(
+        f"image_key: expected a dictionary with {image_key!r}, or a sequence that starts with the image; "
+        f"got {_described(batch)}"
+    )
+
+
+def image_checksums(image: Any) -> list[bytes]:
+    """A checksum of each image of a batch: of its shape, its type and its values."""
+    array = torch.as_tensor(_plain(image)).detach().cpu()
+    kind = f"{array.dtype} {tuple(array.shape[1:])}".encode()
+    samples = (sample.contiguous().reshape(-1).view(torch.uint8).numpy() for sample in array)
+    return [blake2b(sample, key=kind[:64], digest_size=16).digest() for sample in samples]
+
+
+def with_first(batch: Any, image: Any) -> Any:
+    """The sequence with another first item, of the same type; a named tuple takes its items one by one."""
+    items = (image, *batch[1:])
+    return type(batch)(*items) if hasattr(batch, "_fields") else type(batch)(items)
 
 
 def scheduled(attack: Attack, eps_schedule: Callable[[int], Any] | None, epoch: int) -> Attack:

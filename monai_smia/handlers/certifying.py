@@ -14,6 +14,7 @@ from monai.utils import CommonKeys
 
 from monai_smia.attacks import Attack
 from monai_smia.certificates import certify
+from monai_smia.certificates.binomial import require_scipy
 from monai_smia.handlers.batch import _plain, _take, autocast_of
 from monai_smia.intensity import IntensityScale
 
@@ -30,9 +31,11 @@ def certify_options(given: Mapping[str, Any] | None, attacks: Mapping[str, Attac
     Raises:
         TypeError: when it is no mapping.
         ValueError: when an argument is not known, or there is no ``sigma``.
+        OptionalImportError: without scipy.
     """
     if given is None:
         return None
+    require_scipy()
     if not isinstance(given, Mapping):
         raise TypeError(f'certify: expected arguments by name, such as {{"sigma": 0.25}}; got {given!r}')
     known = set(inspect.signature(certify).parameters) - _OF_THE_EVALUATION

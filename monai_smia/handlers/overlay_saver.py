@@ -13,6 +13,7 @@ from monai.utils import CommonKeys
 from monai_smia.handlers.attack_events import AttackEvents
 from monai_smia.handlers.batch import CLEAN_SUFFIX, case_files
 from monai_smia.intensity import IntensityScale
+from monai_smia.reports.case_views import geometry
 from monai_smia.reports.figures import overlay
 from monai_smia.reports.files import write_whole
 
@@ -21,6 +22,8 @@ SUFFIXES = re.compile(r"(\.[A-Za-z]\w*){1,2}$")  # .png, .nii.gz; not the last n
 
 class OverlaySaver:
     """Writes one PNG per case and attack: clean, adversarial, difference, both predictions.
+
+    Volumes with an affine are shown as radiologists do: the patient's left on the viewer's right.
 
     For an `AttackEvaluator` whose batches are dictionaries and whose postprocessing leaves one-hot or single-channel
     predictions; needs matplotlib (the extra ``report``).
@@ -48,7 +51,7 @@ class OverlaySaver:
         self.label_key = label_key
         self.intensity = intensity
         self.max_cases = max_cases
-        self._owners: dict[str, str] = {}  # name to the file of the case that has it
+        self._owners: dict[str, tuple[str, int]] = {}  # name to the file and the number of the case that has it
 
     def attach(self, engine: Any) -> None:
         """Draw after each attack.
@@ -65,7 +68,7 @@ class OverlaySaver:
         for number, (item, output, clean) in enumerate(cases, start=state.first_case):
             if self.max_cases is not None and number >= self.max_cases:
                 return
-            name = self._name(case_files([item], self.image_key, start=number)[0])
+            name = self._name(case_files([item], self.image_key, start=number)[0], number)
             picture = overlay(
                 self._physical(item[self.image_key + CLEAN_SUFFIX]),
                 self._physical(item[self.image_key]),
@@ -74,14 +77,20 @@ class OverlaySaver:
                 output.get(self.label_key),
                 title=f"{name}: {state.attack_name}",
                 unit="" if self.intensity is None else self.intensity.unit,
+                orientation=geometry(item[self.image_key])[1] or geometry(item[self.image_key + CLEAN_SUFFIX])[1],
             )
             write_whole(self.folder / f"{name}_{state.attack_name}.png", picture, overwrite=True)
 
-    def _name(self, file: str) -> str:
-        """The case's file name without its ending; with its folder's where another case has that name already."""
+    def _name(self, file: str, number: int) -> str:
+        """The case's file name without its ending; with its folder's where another case has that name already.
+
+        Several cases may be of one file, such as slices of a volume: from the second on they have their number, too.
+        """
         name = SUFFIXES.sub("", Path(file).name)
-        if self._owners.setdefault(name, file) != file:
+        if self._owners.setdefault(name, (file, number))[0] != file:
             name = f"{Path(file).parent.name}_{name}"
+        if self._owners.setdefault(name, (file, number)) != (file, number):
+            name = f"{name}_{number}"
         return name
 
     def _physical(self, image: torch.Tensor) -> torch.Tensor:

@@ -14,6 +14,7 @@ from ignite.engine import Events
 
 from monai_smia.reports.files import write_whole
 from monai_smia.reports.report import CLEAN, RobustnessReport
+from monai_smia.reports.safe_text import csv_text
 from monai_smia.reports.summary import check_settings, paired_cases, summarize
 
 FILES = (
@@ -144,7 +145,7 @@ class RobustnessSaver:
         about = {"unit": report.unit, "attacks": report.attacks}
         report.save(folder, overwrite=self.overwrite)
         for name, frame, words in (("pairs", pairs, about), ("summary", summary, {**about, **settings})):
-            write_whole(folder / f"{name}.csv", frame.to_csv(index=False), self.overwrite)
+            write_whole(folder / f"{name}.csv", csv_text(frame), self.overwrite)
             rows = json.loads(frame.to_json(orient="records", double_precision=15))  # null for what is not finite
             write_whole(folder / f"{name}.json", json.dumps({**words, name: rows}, indent=2) + "\n", self.overwrite)
         self._written.append(engine.state.epoch)

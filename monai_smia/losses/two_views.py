@@ -19,8 +19,10 @@ from monai_smia.attacks.heads import (
     activation_of,
     ignore_index,
     is_regression,
+    kl_divergence,
     log_probabilities,
     main_output,
+    mean_of_valid,
     true_class,
 )
 from monai_smia.attacks.losses import check_loss, per_sample
@@ -165,10 +167,9 @@ class MARTLoss(TwoViewsLoss):
         rival = log_q.scatter(1, index, -math.inf).max(1, keepdim=True).indices
         without_rival = log_q.scatter(1, rival, -math.inf).logsumexp(1)  # log(1 - p_rival)
         boosted = -log_q.gather(1, index).squeeze(1) - without_rival
-        divergence = (log_p.exp() * (log_p - log_q)).sum(1)
+        divergence = kl_divergence(log_p, log_q)
         doubt = 1 - log_p.gather(1, index).squeeze(1).exp()
-        value = (boosted + self.beta * divergence * doubt) * valid
-        return value.flatten(1).sum(1) / valid.flatten(1).sum(1).clamp_min(1)
+        return mean_of_valid(boosted + self.beta * divergence * doubt, valid)
 
 
 class ConsistencyLoss(TwoViewsLoss):

@@ -10,6 +10,7 @@ import numpy as np
 
 from monai_smia.reports.case_slices import change, chosen_slice, classes, picture, rectangles
 from monai_smia.reports.figures import COLOURS
+from monai_smia.reports.orientation import radiological
 from monai_smia.reports.packing import Array
 from monai_smia.reports.views import Boxes, CaseView, Shown
 
@@ -30,8 +31,8 @@ def case_figure(view: CaseView, unit: str, *, runs: Sequence[str] | None = None,
         view: which case.
         unit: of its images, for the colour bars.
         runs: which, in this order; ``None`` for all of the view.
-        index: slice on the third spatial axis; ``None`` for that with most label, else most prediction, else most
-            change. Without effect on a 2-D image.
+        index: slice on the third axis shown, from below where the orientation is known; ``None`` for that with most
+            label, else most prediction, else most change. Without effect on a 2-D image.
 
     Returns:
         A ``matplotlib.figure.Figure``, bound to no window; ``savefig`` writes it. Its axes are those of the panels,
@@ -48,6 +49,7 @@ def case_figure(view: CaseView, unit: str, *, runs: Sequence[str] | None = None,
     """
     from matplotlib.figure import Figure  # an extra; only figures need it
 
+    view = radiological(view)
     chosen = tuple(view.adversarial) if runs is None else (runs,) if isinstance(runs, str) else tuple(runs)
     if not chosen or set(chosen) - set(view.adversarial):
         raise ValueError(f"runs: expected at least one of {list(view.adversarial)}; got {list(chosen)}")

@@ -9,7 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 
-COLOURS = ("#4c9be8", "#f28e2b", "#59a14f", "#e15759", "#b07aa1", "#edc948")
+from monai_smia.reports.orientation import Turn
+
+COLOURS = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7")
+"""Of structures, by class number from 1 and again from the first: in the page, in pictures and in figures."""
 
 
 def label_map(prediction: torch.Tensor) -> torch.Tensor:
@@ -34,6 +37,7 @@ def overlay(
     *,
     title: str = "",
     unit: str = "",
+    orientation: str = "",
 ) -> bytes:
     """A PNG: clean image, adversarial image, their difference, and both predictions drawn over their images.
 
@@ -44,11 +48,14 @@ def overlay(
         label: likewise; its outline is drawn over the predictions. ``None`` draws none.
         title: above the panels.
         unit: of the images, beside the difference's scale.
+        orientation: where the spatial axes point, such as ``"RAS"``: shown as radiologists do, see `radiological`.
     """
     from matplotlib.figure import Figure  # an extra; only figures need it
 
-    maps = [label_map(value) for value in (clean_prediction, prediction)]
-    truth = None if label is None else label_map(label)
+    turn = Turn.of(orientation)
+    clean, adversarial = (torch.as_tensor(turn.array(_numpy(value)).copy()) for value in (clean, adversarial))
+    maps = [_turned(label_map(value), turn) for value in (clean_prediction, prediction)]
+    truth = None if label is None else _turned(label_map(label), turn)
     index = central_slice(maps[0] if truth is None else truth)
     cut = [_slice(torch.as_tensor(value)[0], index) for value in (clean, adversarial)]
     difference = cut[1] - cut[0]
@@ -76,8 +83,16 @@ def overlay(
     return buffer.getvalue()
 
 
+def _numpy(value: Any) -> Any:
+    return torch.as_tensor(value).cpu().numpy()
+
+
+def _turned(classes: torch.Tensor, turn: Turn) -> torch.Tensor:
+    return torch.as_tensor(turn.array(_numpy(classes)).copy())
+
+
 def _slice(image: torch.Tensor, index: int | None) -> Any:
-    """Rows and columns to draw; a volume's second axis goes up (in RAS the patient's left is on the left)."""
+    """Rows and columns to draw; a volume's second axis goes up."""
     return image.cpu().numpy().T if index is None else np.rot90(image[..., index].cpu().numpy())
 
 

@@ -12,6 +12,7 @@ from monai_smia.reports.budgets import budget_label
 from monai_smia.reports.finding import headline
 from monai_smia.reports.readout import Estimate, Reading, read_report
 from monai_smia.reports.report import CLEAN, RobustnessReport
+from monai_smia.reports.safe_text import as_code, escaped
 from monai_smia.reports.summary_text import summary_sentences
 from monai_smia.reports.wording import UNDEFINED, shown
 
@@ -48,16 +49,16 @@ def report_markdown(
     rows = []
     for measure in readout.measures:
         estimates = [measure.runs.get(CLEAN, Estimate(math.nan)), *(worst.estimate for worst in measure.worst)]
-        rows.append([measure.label, *map(_cell, estimates)])
+        rows.append([escaped(measure.label), *map(_cell, estimates)])
     attacks = [
-        [run, budget_label(budget, report.unit), f"`{report.attacks.get(run, UNDEFINED)}`"]
+        [escaped(run), escaped(budget_label(budget, report.unit)), as_code(report.attacks.get(run, UNDEFINED))]
         for run, budget in readout.budgets.items()
     ]
     parts = ["## Adversarial robustness"]
     found = headline(report.findings)
     if found is not None:
-        parts += [f"**{_escaped(found)}**", "\n".join(f"- {_escaped(str(one))}" for one in report.findings or ())]
-    parts.append(_escaped(summary_sentences(readout)))
+        parts += [f"**{escaped(found)}**", "\n".join(f"- {escaped(str(one))}" for one in report.findings or ())]
+    parts.append(escaped(summary_sentences(readout)))
     if rows:
         parts.append(_table(head, rows, "--:"))
         if readout.cases:
@@ -74,7 +75,7 @@ def report_markdown(
     if attacks:
         parts.append(_table(["attack", "budget", "settings, in network units"], attacks, ":--"))
     if about:
-        parts.append("\n".join(f"- {_escaped(str(name))}: {_escaped(str(text))}" for name, text in about.items()))
+        parts.append("\n".join(f"- {escaped(str(name))}: {escaped(str(text))}" for name, text in about.items()))
     return "\n\n".join(parts) + "\n"
 
 
@@ -84,10 +85,6 @@ def _cell(estimate: Estimate) -> str:
 
 
 def _table(head: list[str], rows: list[list[Any]], align: str) -> str:
-    lines = ["| " + " | ".join(map(_escaped, head)) + " |", "|:--" + f"|{align}" * (len(head) - 1) + "|"]
-    return "\n".join([*lines, *("| " + " | ".join(map(_escaped, row)) + " |" for row in rows)])
-
-
-def _escaped(text: str) -> str:
-    """In one line, without what Markdown takes for a cell's border or for HTML."""
-    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
+    """Cells of `rows` are Markdown already."""
+    lines = ["| " + " | ".join(map(escaped, head)) + " |", "|:--" + f"|{align}" * (len(head) - 1) + "|"]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])

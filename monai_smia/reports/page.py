@@ -13,12 +13,13 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
 from pathlib import Path
 
+from monai_smia.reports.figures import COLOURS
 from monai_smia.reports.files import write_whole
 from monai_smia.reports.page_cases import cases_data, cases_section
 from monai_smia.reports.page_certified import certified_link, certified_section
 from monai_smia.reports.page_html import as_json
 from monai_smia.reports.page_made import findings_section, made_section, verdict_html
-from monai_smia.reports.page_viewer import images_section
+from monai_smia.reports.page_viewer import images_section, within
 from monai_smia.reports.page_worst import worst_section
 from monai_smia.reports.readout import Reading, read_report
 from monai_smia.reports.report import RobustnessReport
@@ -114,7 +115,7 @@ def write_page(
     room = limit - spare - len(cases) - sum(len(part.encode()) for part in parts.values())
     if room < 0:
         raise ValueError(f"limit: expected room for the tables, {limit - room} bytes; got {limit}")
-    encoded = encode_views(views, room, report.unit)
+    encoded = encode_views(within(views, readout, room), room, report.unit)
     parts["images"] = images_section(encoded.views, report.unit)
     parts["data"] = _data(cases, encoded, report.unit)
     page = re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], _asset("page.html"))
@@ -149,7 +150,7 @@ def _versions() -> dict[str, str]:
 
 
 def _data(cases: str, encoded: Encoded, unit: str) -> str:
-    views = as_json({"unit": unit, "views": encoded.views})
+    views = as_json({"unit": unit, "colours": COLOURS, "views": encoded.views})
     payloads = "".join(
         f'<script type="text/plain" class="payload" id="payload-{i}">{text}</script>'
         for i, text in enumerate(encoded.payloads)

@@ -3,13 +3,43 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from monai_smia.reports.readout import Readout
+from monai_smia.reports.views import CaseView
+
 _PLANES = 3
 _PICTURES = (("image", "without an attack"), ("adversarial", "under attack"), ("difference", "change"))
 _PREDICTIONS = (("none", "none"), ("clean", "without an attack"), ("attacked", "under attack"))
+
+
+def within(views: Sequence[CaseView], readout: Readout, room: int) -> list[CaseView]:
+    """Views with fewer runs where all of them would not fit into so many bytes one by one.
+
+    Those that stay are the runs that the table by case names: for each metric, the worst of each budget and of all.
+    """
+    least = sum(math.prod(view.spatial) * (1 + len(view.adversarial)) for view in views)
+    if least <= room:
+        return list(views)
+    place = {case: i for i, case in enumerate(readout.cases)}
+    found = []
+    for view in views:
+        i = place.get(view.case)
+        wanted = {
+            worst.runs[i]
+            for measure in readout.measures
+            for worst in (*measure.worst, measure.overall)
+            if i is not None and worst.runs
+        }
+        kept = [run for run in view.adversarial if run in wanted] or list(view.adversarial)
+        adversarial = {run: view.adversarial[run] for run in kept}
+        predictions = {run: shown for run, shown in view.predictions.items() if run in adversarial}
+        found.append(dataclasses.replace(view, adversarial=adversarial, predictions=predictions))
+    return found
 
 
 def images_section(views: Sequence[Mapping[str, Any]], unit: str) -> str:

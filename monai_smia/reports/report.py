@@ -16,6 +16,8 @@ from monai_smia.certificates import certificate_markdown
 from monai_smia.reports.files import write_whole
 from monai_smia.reports.finding import Finding, headline
 from monai_smia.reports.report_reading import read_saved
+from monai_smia.reports.safe_text import csv_text, escaped
+from monai_smia.reports.schema import ReportFile
 
 if TYPE_CHECKING:
     from monai_smia.reports.views import CaseView
@@ -113,18 +115,20 @@ class RobustnessReport:
         """
         frame = self.to_frame()
         header = ["attack", *map(str, frame.columns)]
-        lines = ["| " + " | ".join(header) + " |", "|:--" + "|--:" * len(frame.columns) + "|"]
+        lines = ["| " + " | ".join(map(escaped, header)) + " |", "|:--" + "|--:" * len(frame.columns) + "|"]
         for run, row in frame.iterrows():
             cells = [_shown(name, value) for name, value in row.items()]
-            lines.append("| " + " | ".join([str(run), *cells]) + " |")
+            lines.append("| " + " | ".join([escaped(str(run)), *cells]) + " |")
         found = headline(self.findings)
-        above = [] if found is None else [f"**{found}**", "", *(f"- {finding}" for finding in self.findings or ()), ""]
+        points = [f"- {escaped(str(finding))}" for finding in self.findings or ()]
+        above = [] if found is None else [f"**{escaped(found)}**", "", *points, ""]
         below = ["", certificate_markdown(self.certificates).rstrip("\n")] if self.certificates else []
         return "\n".join([*above, *lines, *below])
 
     def to_json(self, path: str | Path | None = None, *, overwrite: bool = False) -> str:
         """Everything as JSON text, null for what is not finite; also written to `path` where one is given."""
-        content: dict[str, Any] = {"metrics": self.metrics, "attacks": self.attacks, "unit": self.unit}
+        content: dict[str, Any] = {"version": ReportFile.VERSION, "metrics": self.metrics}
+        content |= {"attacks": self.attacks, "unit": self.unit}
         content["findings"] = None if self.findings is None else [asdict(finding) for finding in self.findings]
         content["cases"] = self.cases
         if self.certificates:
@@ -135,8 +139,11 @@ class RobustnessReport:
         return text
 
     def to_csv(self, path: str | Path | None = None, *, overwrite: bool = False) -> str:
-        """The rows per case as CSV text, also written to `path` where one is given."""
-        text: str = self.cases_frame().to_csv(index=False)
+        """The rows per case as CSV text, also written to `path` where one is given.
+
+        A text that a spreadsheet would take for a formula has ``'`` before it, see `monai_smia.reports.safe_text`.
+        """
+        text = csv_text(self.cases_frame())
         if path is not None:
             write_whole(path, text, overwrite)
         return text
@@ -176,12 +183,12 @@ class RobustnessReport:
         """
         writers: dict[str, Callable[[], str]] = {
             "robustness.md": lambda: self.to_markdown() + "\n",
-            "robustness.csv": lambda: self.to_frame().to_csv(),
+            "robustness.csv": lambda: csv_text(self.to_frame().reset_index()),
             "cases.csv": self.to_csv,
             "robustness.json": lambda: self.to_json() + "\n",
         }
         if self.certificates:
-            writers["certificates.csv"] = lambda: pd.DataFrame(list(self.certificates)).to_csv(index=False)
+            writers["certificates.csv"] = lambda: csv_text(pd.DataFrame(list(self.certificates)))
         paths = {Path(folder) / name: write for name, write in writers.items()}
         for path in paths:
             if path.exists() and not overwrite:
@@ -199,7 +206,8 @@ def _shown(name: str, value: Any) -> str:
         if pd.isna(value):
             return ""
         return f"{value:.0f}" if str(name).endswith("_passes") else f"{value:.4f}"
-    return str(_plain(value))
+    plain = _plain(value)
+    return escaped(plain) if isinstance(plain, str) else str(plain)
 
 
 def _plain(value: Any) -> Any:

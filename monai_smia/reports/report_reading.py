@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 from pathlib import Path
 from typing import Any
 
 from monai_smia.reports.finding import Finding
+from monai_smia.reports.schema import ReportFile, validated
 
 NAMES = ("robustness.json", "report.json")
 
@@ -26,17 +26,14 @@ def read_saved(place: str | Path) -> dict[str, Any]:
         content = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:  # of the encoding too
         raise ValueError(f"folder_or_file: expected a report as JSON; got {file} ({error})") from error
-    fault = _fault(content)
-    if fault:
-        raise ValueError(f"folder_or_file: expected a report's metrics, attacks, unit and cases; {file} has {fault}")
-    found = content.get("findings")  # nothing in reports of earlier versions
+    saved = validated(ReportFile, content, f"folder_or_file: expected a report; {file}")
     return {
-        "metrics": _restored(content["metrics"]),
-        "cases": tuple(_restored(content["cases"])),
-        "attacks": content["attacks"],
-        "unit": content["unit"],
-        "certificates": tuple(_restored(content.get("certificates", []))),
-        "findings": None if found is None else tuple(Finding(**finding) for finding in found),
+        "metrics": _restored(saved.metrics),
+        "cases": tuple(_restored(row.model_dump()) for row in saved.cases),
+        "attacks": saved.attacks,
+        "unit": saved.unit,
+        "certificates": tuple(_restored(row.model_dump()) for row in saved.certificates),
+        "findings": None if saved.findings is None else tuple(Finding(**one.model_dump()) for one in saved.findings),
     }
 
 
@@ -51,30 +48,6 @@ def _file_in(place: Path) -> Path:
     inside = sorted(path.name for path in place.iterdir())
     shown = ", ".join(inside[:8]) + (", ..." if len(inside) > 8 else "") or "nothing"
     raise FileNotFoundError(f"folder_or_file: expected {' or '.join(NAMES)} in {place}; got {shown}")
-
-
-def _fault(content: Any) -> str | None:
-    """What is wrong with it, in words."""
-    if not isinstance(content, dict):
-        return f"a {type(content).__name__}"
-    kinds: dict[str, type] = {"metrics": dict, "attacks": dict, "unit": str, "cases": list}
-    for key, kind in kinds.items():
-        if not isinstance(content.get(key), kind):
-            found = f"a {type(content[key]).__name__}" if key in content else "nothing"
-            return f"{found} under {key!r}"
-    fields = {field.name for field in dataclasses.fields(Finding)}
-    if not all(isinstance(finding, dict) and finding.keys() == fields for finding in content.get("findings") or ()):
-        return "something else than findings under 'findings'"
-    for run, metrics in content["metrics"].items():
-        if not isinstance(metrics, dict):
-            return f"a {type(metrics).__name__} as the metrics of {run!r}"
-    for number, row in enumerate(content["cases"]):
-        if not (isinstance(row, dict) and {"attack", "case"} <= row.keys()):
-            return f"no attack and case in row {number} of the cases"
-    certificates = content.get("certificates", [])
-    if not (isinstance(certificates, list) and all(isinstance(row, dict) and "radius" in row for row in certificates)):
-        return "something else than rows with a radius under 'certificates'"
-    return None
 
 
 def _restored(value: Any) -> Any:

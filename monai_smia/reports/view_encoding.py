@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from monai_smia.reports.orientation import Turn, radiological
 from monai_smia.reports.packing import Array, Packed, pack_classes, pack_difference, pack_image
 from monai_smia.reports.views import Boxes, CaseView, Shown
 from monai_smia.reports.wording import listed
@@ -51,7 +52,8 @@ def encode_views(views: Sequence[CaseView], room: int, unit: str) -> Encoded:
 
     What does not fit is reduced, in this order until it does: changes in 15 steps instead of 255; only the box around
     everything labelled or predicted with a margin, in 255 or 15 steps; every second, third, ... voxel along each axis
-    of it. Each view says in its ``notes`` what was done.
+    of it. Each view says in its ``notes`` what was done. Axes are those of `radiological`; ``stored`` leads back to
+    those of the array.
 
     Args:
         views: which.
@@ -63,7 +65,8 @@ def encode_views(views: Sequence[CaseView], room: int, unit: str) -> Encoded:
     """
     described: list[dict[str, Any]] = []
     payloads: list[str] = []
-    for i, view in enumerate(views):
+    for i, given in enumerate(views):
+        view = radiological(given)
         share = (room - sum(map(len, payloads))) // (len(views) - i)
         for cut in _cuts(view):
             packed = _packed(view, cut)
@@ -76,7 +79,8 @@ def encode_views(views: Sequence[CaseView], room: int, unit: str) -> Encoded:
             raise ValueError(f"views: expected room for {len(views)}; {view.case!r} does not fit into {share} bytes")
         numbers = {key: len(payloads) + k for k, key in enumerate(texts)}
         payloads += texts.values()
-        described.append(_described(view, cut, packed, numbers, unit))
+        stored = Turn.of(given.orientation).stored(given.spatial)
+        described.append({**_described(view, cut, packed, numbers, unit), "stored": stored})
     return Encoded(tuple(described), tuple(payloads))
 
 

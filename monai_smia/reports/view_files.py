@@ -14,6 +14,7 @@ import numpy as np
 
 from monai_smia.reports.files import write_whole
 from monai_smia.reports.packing import Array
+from monai_smia.reports.schema import CaseViewFile, validated
 from monai_smia.reports.views import Boxes, CaseView, Shown
 
 FORMAT = "monai_smia case view 1"
@@ -49,6 +50,7 @@ def save_view(view: CaseView, file: str | Path, *, overwrite: bool = False) -> P
     for k, array in enumerate(view.adversarial.values()):
         arrays[f"adversarial_{k}"] = array
     about = {
+        "version": CaseViewFile.VERSION,
         "format": FORMAT,
         "case": view.case,
         "runs": list(view.adversarial),
@@ -78,20 +80,18 @@ def load_view(file: str | Path) -> CaseView:
     try:
         with np.load(file, allow_pickle=False) as content:
             arrays = {name: content[name] for name in content.files}
-        about = json.loads(str(arrays[_ABOUT]))
-        if about["format"] != FORMAT:
-            raise ValueError(f"the format {about['format']!r}")
-        runs = {run: arrays[f"adversarial_{k}"] for k, run in enumerate(about["runs"])}
+        about = validated(CaseViewFile, json.loads(str(arrays[_ABOUT])), _ABOUT)
+        runs = {run: arrays[f"adversarial_{k}"] for k, run in enumerate(about.runs)}
         return CaseView(
-            about["case"],
+            about.case,
             arrays["image"],
             runs,
-            _taken(about["clean"], "clean", arrays),
-            {run: _taken(kind, f"prediction_{k}", arrays) for k, (run, kind) in enumerate(about["predictions"])},
-            _taken(about["label"], "label", arrays),
-            None if about["spacing"] is None else tuple(about["spacing"]),
-            about["orientation"],
-            tuple(about["classes"]),
+            _taken(about.clean, "clean", arrays),
+            {run: _taken(kind, f"prediction_{k}", arrays) for k, (run, kind) in enumerate(about.predictions)},
+            _taken(about.label, "label", arrays),
+            None if about.spacing is None else tuple(about.spacing),
+            about.orientation,
+            tuple(about.classes),
         )
     except (AttributeError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"file: expected a case that save_view wrote; got {file} ({error})") from error

@@ -34,8 +34,9 @@ class Boxes:
 class CaseView:
     """One case to look at.
 
-    The first spatial axis runs to the right; the second goes down in a 2-D image and up in a volume, where the third
-    goes up too.
+    Page and figures show it as radiologists do where `orientation` is known: the patient's left on the viewer's right,
+    anterior and superior up. Else the first spatial axis runs to the right; the second goes down in a 2-D image and up
+    in a volume, where the third goes up too.
 
     A prediction or label is one of: whole numbers 0 to 255 of the image's spatial shape, 0 being background; boxes,
     either ``(K, 2n)`` numbers (lower corner, then upper corner) or a mapping with ``boxes`` and, where there are any,

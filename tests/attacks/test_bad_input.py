@@ -107,12 +107,19 @@ def test_call_before_any_pass(message):
     assert network.forwards == 0
 
 
-def test_ambiguous_eps():
-    """As many samples as channels: one number for each could mean either."""
-    image = torch.rand(3, 3, 5, 5)
-    attack = BIM(LOSS, eps=[0.1, 0.2, 0.3])
-    with pytest.raises(ValueError, match=r"eps: 3 values could be per sample or per channel.*\(3, 1\).*\(1, 3\)"):
-        attack(networks.tiny_network(2, dense=False, channels=3), image, torch.tensor([0, 1, 2]))
+@pytest.mark.parametrize("batch", [1, 2, 3])
+def test_a_flat_eps_is_one_per_channel_whatever_the_size_of_the_batch(batch: int) -> None:
+    """A loader's last batch may have as many samples as an image has channels."""
+    image, budget = torch.full((batch, 3, 5, 5), 0.5), [0.1, 0.2, 0.3]
+    network, labels = networks.tiny_network(2, dense=False, channels=3), torch.zeros(batch, dtype=torch.long)
+    change = BIM(LOSS, eps=budget)(network, image, labels).adversarial - image
+    assert (change.abs().amax((2, 3)) <= torch.tensor(budget) + 1e-6).all()
+    assert (change.abs().amax((2, 3)) > torch.tensor(budget) / 2).all()
+    rows = torch.full((batch, 1), 0.1)
+    change = BIM(LOSS, eps=rows)(network, image, labels).adversarial - image
+    assert float(change.abs().max()) <= 0.1 + 1e-6
+    with pytest.raises(ValueError, match=r"eps: expected a number, one per channel \(3\), or one per sample in shape"):
+        BIM(LOSS, eps=[0.1] * 5)(network, image, labels)
 
 
 def in_place_softmax(x: torch.Tensor) -> torch.Tensor:

@@ -34,7 +34,7 @@ def test_classes_and_labels_by_hand() -> None:
     one = BorderMargin(nn.BCEWithLogitsLoss())
     assert one.value(torch.tensor([[0.5], [0.25]]), torch.tensor([1, 0])).tolist() == [-0.5, 0.25]
     shares = BorderMargin(nn.BCELoss())
-    assert shares.value(torch.tensor([[0.75]]), torch.tensor([[1.0]])).tolist() == [-0.5]  # 0.25 against 0.75
+    assert shares.value(torch.tensor([[0.75]]), torch.tensor([[1.0]])).item() == pytest.approx(-math.log(3))  # 1 to 3
 
 
 def test_dense_margins_are_cut_off_and_averaged() -> None:

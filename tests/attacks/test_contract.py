@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contract
+import networks
 import pytest
+import torch
+from monai.losses import DiceLoss
 
 from monai_smia.attacks import (
     BIM,
@@ -82,3 +85,23 @@ def test_one_sample_of_several_channels(name: str, rank: int, task: str) -> None
     size = (result.adversarial - case.image()).abs().flatten(2).amax(2)[0]
     assert (size <= __import__("torch").tensor([0.0, 0.05, 0.1, 0.2]) + 1e-6).all()
     assert size[0] == 0
+
+
+@pytest.mark.parametrize("clause", ["verdict_can_be_recomputed", "samples_are_independent", "mask"])
+@pytest.mark.parametrize("name", ["PGD", "SMIA", "SMIA-hard-image", "SegPGD", "CosPGD", "TPGD"])
+def test_class_indices_on_a_sigmoid_head_of_several_channels(name: str, clause: str) -> None:
+    contract.CHECKS[clause](contract.Case(ATTACKS[name], 2, "indices of sigmoids"))
+
+
+@pytest.mark.parametrize("name", ["SMIA", "SegPGD", "CosPGD"])
+def test_class_indices_are_their_one_hot_labels(name: str) -> None:
+    """An index says yes to its channel and no to the others. (A hard twin may say yes to several, which none can.)"""
+    case = contract.Case(ATTACKS[name], 2, "indices of sigmoids")
+    hot = torch.nn.functional.one_hot(case.target()[:, 0], networks.CLASSES).movedim(-1, 1).float()
+    result, expected = (
+        case.run(),
+        case.run(attack=case.make(DiceLoss(sigmoid=True), eps=0.1, bounds=contract.BOUNDS), target=hot),
+    )
+    torch.testing.assert_close(result.adversarial, expected.adversarial)
+    torch.testing.assert_close(result.loss, expected.loss)
+    assert torch.equal(result.success, expected.success)

@@ -95,7 +95,7 @@ def test_from_a_configuration() -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"names": ["PDG"]}, ValueError, "names: expected names among .*'PGD'.*; got 'PDG'"),
+        ({"names": ["PDG"]}, ValueError, "names: expected names of attacks; got 'PDG'; did you mean 'PGD'"),
         ({"names": ["Attack"]}, ValueError, "names: .*got 'Attack'"),
         ({"names": ["GradientAttack"]}, ValueError, "names: .*got 'GradientAttack'"),
         ({"names": ["Momentum"]}, ValueError, "names: .*got 'Momentum'"),

@@ -323,6 +323,9 @@ def test_what_is_no_bundle_or_has_no_evaluator_is_said_in_one_line(tmp_path: Pat
         ({"configs": "scripts.workflow.Absent"}, "configs: scripts.workflow.Absent cannot be imported; ModuleNotFound"),
         ({"cases": 0}, "cases: expected a number of at least 1"),
         ({"cases": " , "}, "cases: expected a number of at least 1, or file names"),
+        ({"cases": 1.5}, "cases: expected a number of at least 1, or file names; got 1.5"),
+        ({"cases": ["case_0", 3]}, r"cases: expected a number of at least 1, or file names; got \['case_0', 3\]"),
+        ({"dataset_dir": "absent"}, "dataset_dir: expected the folder of the data; 'absent' does not exist"),
         ({"split": "test"}, "split: expected a configuration with an id split; got imports, bundle_root"),
     ],
 )

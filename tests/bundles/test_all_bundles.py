@@ -55,7 +55,7 @@ def test_a_network_that_is_right_is_found_perfect(trained: Trained, tmp_path: Pa
 
 
 def test_an_interrupted_training_resumes_where_it_stopped(trained: Trained, tmp_path: Path) -> None:
-    """Of two epochs the first is run, then the other one: weights, optimizer, schedule and counts go on."""
+    """Of two epochs the first is run, then the other one: the weights are those of one go, to the bit."""
     more = {"ckpt_dir": str(tmp_path), "epochs": 2, "save_every": 1}
     flow = trained.workflow("train.json", **more)
     flow.parser.get_parsed_content("train#trainer").add_event_handler(Events.ITERATION_STARTED(once=3), interrupt)
@@ -78,6 +78,13 @@ def test_an_interrupted_training_resumes_where_it_stopped(trained: Trained, tmp_
     finished(flow)
     assert first == [(2, 3, 2)]
     assert (trainer.state.epoch, trainer.state.iteration, rate.last_epoch) == (2, 4, 4)
+
+    flow = trained.workflow("train.json", **{**more, "ckpt_dir": str(tmp_path / "whole")})
+    flow.parser.get_parsed_content("train#trainer")  # built in the order of the first one, on which its start depends
+    finished(flow)
+    found, expected = (torch.load(folder / "model.pt", weights_only=True) for folder in (tmp_path, tmp_path / "whole"))
+    for name, value in expected.items():
+        assert torch.equal(found[name], value), name
 
 
 def test_the_newest_checkpoint_is_resumed(trained: Trained, tmp_path: Path) -> None:

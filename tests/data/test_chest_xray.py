@@ -53,7 +53,8 @@ def montgomery(folder: Path) -> None:
 def test_own_layout_is_kept_as_it_is(tmp_path: Path) -> None:
     own(tmp_path)
     a = {"image": f"{tmp_path}/images/a.jpg", "label": f"{tmp_path}/lung_masks/a.png", "tuberculosis": 1}
-    b = {"image": f"{tmp_path}/images/b.jpg", "tuberculosis": 0}
+    a |= {"group": "a", "group_kind": "image"}
+    b = {"image": f"{tmp_path}/images/b.jpg", "tuberculosis": 0, "group": "b", "group_kind": "image"}
     assert chest_xray_datalist(tmp_path, "training") == [a, b]
     assert chest_xray_datalist(tmp_path, "training", target="Tuberculosis", masks=True) == [a]
     with pytest.raises(ValueError, match="masks: no case of 'test' in .* has a lung mask"):
@@ -82,6 +83,8 @@ def test_shenzhen(tmp_path: Path, root: str, masks: str, suffix: str) -> None:
             "image": str(tmp_path / root / "CXR_png" / f"{stem}.png"),
             **label,
             "tuberculosis": int(stem[-1]),
+            "group": stem,
+            "group_kind": "image",
         }
 
 

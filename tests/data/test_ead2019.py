@@ -29,7 +29,13 @@ def frames(folder: Path, images: str = ".", texts: str = ".") -> Path:
 def test_each_frame_has_its_own_text(tmp_path: Path, images: str, texts: str) -> None:
     frames(tmp_path, images, texts)
     assert ead2019_datalist(str(tmp_path)) == [
-        {"image": str(tmp_path / images / name), "boxes": str(tmp_path / texts / f"{name[:5]}.txt")} for name in NAMES
+        {
+            "image": str(tmp_path / images / name),
+            "boxes": str(tmp_path / texts / f"{name[:5]}.txt"),
+            "group": name[:5],
+            "group_kind": "image",
+        }
+        for name in NAMES
     ]
 
 

@@ -28,7 +28,9 @@ def test_own_layout_keeps_every_key(tmp_path: Path) -> None:
     (tmp_path / "images" / "1.jpg").touch()
     case = {"image": "images/1.jpg", "grade": 2, "patient": "1221", "dme": "0"}
     (tmp_path / "dataset.json").write_text(json.dumps({"grades": {}, "training": [case], "test": [{"image": "x"}]}))
-    assert fundus_dr_datalist(tmp_path, "training") == [{**case, "image": f"{tmp_path}/images/1.jpg"}]
+    assert fundus_dr_datalist(tmp_path, "training") == [
+        {**case, "image": f"{tmp_path}/images/1.jpg", "group": "1221", "group_kind": "patient"}
+    ]
     with pytest.raises(ValueError, match="expected image, grade in every case of 'test'"):
         fundus_dr_datalist(tmp_path, "test")
     with pytest.raises(ValueError, match="split: 'grades' does not exist; there are training, test"):
@@ -47,7 +49,9 @@ def test_aptos_pairs_each_photograph_with_its_grade(tmp_path: Path) -> None:
     assert sorted(chain.from_iterable(numbers.values())) == list(range(23))
     for item in chain.from_iterable(found.values()):
         assert item["grade"] == grades[int(Path(item["image"]).name[:2])]
-    assert all(list(item) == ["image", "grade"] and Path(item["image"]).is_file() for item in found["training"])
+        assert (item["group"], item["group_kind"]) == (Path(item["image"]).stem, "image")
+        assert list(item) == ["image", "grade", "group", "group_kind"]
+        assert Path(item["image"]).is_file()
 
 
 def test_aptos_names_the_first_missing_photograph_of_the_split(tmp_path: Path) -> None:

@@ -94,7 +94,7 @@ def test_an_archive_is_listed_by_its_own_splits(tmp_path: Path, as_path: bool) -
     arrays = archive(path)
     for split, part in (("training", "train"), ("validation", "val"), ("test", "test")):
         assert chest_xray_datalist(path if as_path else tmp_path, split, target="Pneumonia") == [
-            {"image": f"{path}/{part}/{i}", "pneumonia": int(label)}
+            {"image": f"{path}/{part}/{i}", "pneumonia": int(label), "group": f"{part}/{i}", "group_kind": "image"}
             for i, (label,) in enumerate(arrays[f"{part}_labels"])
         ]
 

@@ -49,6 +49,8 @@ def test_each_image_has_its_own_finding(tmp_path: Path, images: tuple[str, ...])
             "image": str(tmp_path / images[index % len(images)] / names[index]),
             "mass": [0, 1, 1, 0][index % 4],
             "patient": str(int(names[index][:8])),
+            "group": str(int(names[index][:8])),
+            "group_kind": "patient",
         }
 
 

@@ -27,7 +27,12 @@ def test_own_layout_comes_first(tmp_path: Path) -> None:
     case = {"image": "images/03.jpg", "label": "masks/04.jpg"}
     (tmp_path / "dataset.json").write_text(json.dumps({"test": [case]}))
     assert polyp_datalist(tmp_path, "test") == [
-        {"image": f"{tmp_path}/images/03.jpg", "label": f"{tmp_path}/masks/04.jpg"}
+        {
+            "image": f"{tmp_path}/images/03.jpg",
+            "label": f"{tmp_path}/masks/04.jpg",
+            "group": "03",
+            "group_kind": "image",
+        }
     ]
     with pytest.raises(ValueError, match="split: 'training' does not exist; there are test"):
         polyp_datalist(tmp_path, "training")
@@ -43,6 +48,7 @@ def test_kvasir_pairs_each_frame_with_its_own_mask(tmp_path: Path, root: str) ->
         image, label = Path(item["image"]), Path(item["label"])
         assert (image.parent.name, label.parent.name, image.name) == ("images", "masks", label.name)
         assert label.is_file()
+        assert (item["group"], item["group_kind"]) == (image.stem, "image")
 
 
 @pytest.mark.parametrize("part", ["images", "masks"])

@@ -25,39 +25,52 @@ from monai_smia.data import (
 
 SPLITS = ("training", "validation", "test")
 FOLDERS = [
-    ("hippocampus_mri", decathlon_datalist, (170, 20, 40), None),
-    ("fundus_dr", fundus_dr_datalist, (321, 56, 105), "patient"),
-    ("endoscopy_polyp", polyp_datalist, (700, 200, 60), None),
-    ("chest_xray", chest_xray_datalist, (356, 60, 100), None),
+    ("hippocampus_mri", decathlon_datalist, (153, 19, 40), "subject"),
+    ("fundus_dr", fundus_dr_datalist, (319, 56, 105), "patient"),
+    ("endoscopy_polyp", polyp_datalist, (693, 199, 60), "image"),
+    ("chest_xray", chest_xray_datalist, (356, 60, 100), "image"),
 ]
 
 
-@pytest.mark.parametrize(("name", "datalist", "counts", "group"), FOLDERS, ids=[row[0] for row in FOLDERS])
+@pytest.mark.parametrize(("name", "datalist", "counts", "kind"), FOLDERS, ids=[row[0] for row in FOLDERS])
 def test_counts_and_disjoint_splits(
     shared_data: Path,
     name: str,
     datalist: Callable[[Path, str], list[dict[str, Any]]],
     counts: tuple[int, ...],
-    group: str | None,
+    kind: str,
 ) -> None:
     parts = [datalist(shared_data / name, split) for split in SPLITS]
     assert tuple(map(len, parts)) == counts
-    groups = [{item[group] if group else Path(item["image"]).stem for item in part} for part in parts]
+    assert {item["group_kind"] for item in chain.from_iterable(parts)} == {kind}
+    groups = [{item["group"] for item in part} for part in parts]
     assert sum(map(len, groups)) == len(set.union(*groups))
     for item in chain.from_iterable(parts):
         if "label" in item:
             assert Path(item["image"]).name.split(".")[0] == Path(item["label"]).name.split(".")[0]
 
 
-@pytest.mark.parametrize(("name", "datalist", "counts", "group"), FOLDERS, ids=[row[0] for row in FOLDERS])
+@pytest.mark.parametrize(("name", "datalist", "counts", "kind"), FOLDERS, ids=[row[0] for row in FOLDERS])
 def test_items_are_those_of_the_file(
-    shared_data: Path, name: str, datalist: Callable[[Path, str], list[dict[str, Any]]], counts: object, group: object
+    shared_data: Path, name: str, datalist: Callable[[Path, str], list[dict[str, Any]]], counts: object, kind: str
 ) -> None:
     content = json.loads((shared_data / name / "dataset.json").read_text())
     for split in SPLITS:
         for item, case in zip(datalist(shared_data / name, split), content[split], strict=True):
             paths = {key: f"{shared_data}/{name}/{case[key]}" for key in ("image", "label") if key in case}
-            assert item == {**case, **paths}
+            added = {"group", "group_kind"} | ({"subject"} if kind == "subject" else set())
+            assert {key: item[key] for key in item if key not in added} == {**case, **paths}
+            assert item.keys() == case.keys() | added
+
+
+def test_the_two_sides_of_a_subject_are_in_one_split_or_left_out(shared_data: Path) -> None:
+    folder = shared_data / "hippocampus_mri"
+    left_out = json.loads((folder / "dataset.json").read_text())["left_out"]
+    assert len(left_out) == 18
+    listed = {Path(item["image"]).name: item for split in SPLITS for item in decathlon_datalist(folder, split)}
+    assert not listed.keys() & {Path(name).name for name in left_out}
+    for name, item in listed.items():
+        assert item["subject"] == (int(name[12:15]) + 1) // 2
 
 
 def test_every_chest_xray_has_a_mask_and_the_label_of_its_name(shared_data: Path) -> None:

@@ -162,17 +162,6 @@ def test_a_sequence_is_named_by_class() -> None:
     assert list(evaluator.attacks) == ["BIM_1", "PGD", "BIM_2"]
 
 
-@pytest.mark.parametrize("arguments", [{"save_key_metric": True}, {"save_final": True}, {"save_interval": 1}], ids=str)
-def test_evaluate_robustness_refuses_a_checkpoint_saver(tmp_path: Path, arguments: dict) -> None:
-    task = Task()
-    network = task.network()
-    saver = CheckpointSaver(str(tmp_path), {"net": network}, **arguments)
-    evaluator = task.evaluator(network=network, val_handlers=[saver])
-    with pytest.raises(ValueError, match="evaluator: a CheckpointSaver is attached"):
-        evaluate_robustness(evaluator, task.attacks(), progress=False)
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_a_checkpoint_saver_of_an_attack_evaluator_chooses_by_the_clean_metric(tmp_path: Path) -> None:
     task = Task()
     network = task.network()

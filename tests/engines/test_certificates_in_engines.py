@@ -11,8 +11,9 @@ import torch
 from evaluators import Task
 from monai.data import DataLoader, Dataset
 from monai.inferers import SlidingWindowInferer
+from monai.utils import OptionalImportError
 
-from monai_smia.certificates import certify
+from monai_smia.certificates import TooFewSamples, binomial, certify
 from monai_smia.engines import CaseByCase, evaluate_robustness
 from monai_smia.intensity import IntensityScale
 from monai_smia.reports import RobustnessReport
@@ -134,3 +135,23 @@ def test_what_is_wrong_is_said_before_the_run(wanted: Any, error: type[Exception
     with pytest.raises(error, match=message):
         evaluate_robustness(evaluator, task.attacks(), certify=wanted, progress=False)
     assert passes == []
+
+
+@pytest.mark.parametrize("way", [CaseByCase, evaluate_robustness])
+def test_what_cannot_certify_is_said_before_any_attack(way: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = TASKS["2d-segmentation"]
+
+    def attempt(samples: int) -> None:
+        made = way(task.evaluator(), task.attacks(), certify={**WANTED, "samples": samples}, **QUIET)
+        if isinstance(made, CaseByCase):
+            made.run()
+
+    attacked: list[Any] = []
+    for attack in set(map(type, task.attacks().values())):
+        monkeypatch.setattr(attack, "__call__", lambda *args, **kwargs: attacked.append(args))
+    with pytest.raises(TooFewSamples, match="samples: expected at least .*; got 5"):
+        attempt(5)
+    monkeypatch.setattr(binomial, "_HAS_SCIPY", False)
+    with pytest.raises(OptionalImportError, match=r"certify: needs scipy.*monai-smia\[certificates\]"):
+        attempt(80)
+    assert attacked == []

@@ -214,7 +214,7 @@ def test_a_budget_that_no_file_holds_is_refused(items: list[dict[str, str]], tmp
 
 @pytest.mark.parametrize("name", ["Nothing", "WorstOf"])
 def test_an_unknown_attack_is_refused(items: list[dict[str, str]], tmp_path: Path, name: str) -> None:
-    with pytest.raises(ValueError, match="attack: expected a name among"):
+    with pytest.raises(ValueError, match="attack: expected the name of an attack; got"):
         export_cohort(evaluator(items), name, "1HU", out=tmp_path / "out")
 
 

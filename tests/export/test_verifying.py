@@ -112,7 +112,11 @@ def test_what_is_no_cohort_is_refused(cohort: tuple[SupervisedEvaluator, Cohort]
     engine, _ = cohort
     with pytest.raises(FileNotFoundError, match="manifest: no file"):
         verify_on_disk(engine, tmp_path / "nothing", Voxels())
-    for text, message in (('{"adversarial": []}', "with cases"), ('{"adversarial": [{"image": "a"}]}', "the losses")):
+    for text, message in (
+        ('{"adversarial": []}', "with cases"),
+        ('{"adversarial": [{"image": "a"}]}', "adversarial.0.made: expected it to be there"),
+        ('{"adversarial": [{"image": "a", "made": {"source": "b"}}]}', "the losses"),
+    ):
         (tmp_path / "list.json").write_text(text)
         with pytest.raises(ValueError, match=message):
             verify_on_disk(engine, tmp_path / "list.json", Voxels())

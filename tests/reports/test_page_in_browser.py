@@ -192,9 +192,16 @@ def test_class_texts_are_shown_and_a_case_leads_to_its_images(page: Browser) -> 
     show(page, 2)
     assert page.ask("document.getElementById('view-texts').innerText.includes('ill')")
     assert page.ask("document.getElementById('view-predictions').hidden")
-    page.ask("document.querySelector('button.show').click()")
+    shows = "[...document.querySelectorAll('button.show')].map((one) => one.parentElement.firstChild.textContent)"
+    for run, cases in (("1", []), ("0", ["a.nii.gz"])):  # SMIA_5HU, of which there are no images, and PGD_5HU
+        page.ask(f"document.getElementById('case-run').value = '{run}'")
+        page.ask("document.getElementById('case-run').dispatchEvent(new Event('change'))")
+        assert [case for case in page.ask(shows) if case == "a.nii.gz"] == cases
+    name = "[...document.querySelectorAll('button.show')].find((one) => one.parentElement.textContent.startsWith('a.'))"
+    page.ask(f"{name}.click()")
     page.ask("new Promise((done) => setTimeout(done, 200))")
     assert page.ask("document.getElementById('view-case').selectedOptions[0].textContent") == "a.nii.gz"
+    assert page.ask("document.getElementById('view-run').selectedOptions[0].textContent") == "PGD_5HU"
 
 
 @pytest.mark.parametrize("dark", [False, True])

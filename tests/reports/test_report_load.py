@@ -80,11 +80,11 @@ def test_a_loaded_report_gives_the_same_curve(tmp_path: Path) -> None:
     ("content", "words"),
     [
         ("{", "expected a report as JSON; got .*r.json"),
-        ("[]", "has a list"),
-        (json.dumps({**WHOLE, "metrics": 1}), "has a int under 'metrics'"),
-        (json.dumps({"metrics": {}}), "has nothing under 'attacks'"),
-        (json.dumps({**WHOLE, "metrics": {"pgd": 0.5}}), "has a float as the metrics of 'pgd'"),
-        (json.dumps({**WHOLE, "cases": [*WHOLE["cases"], {"case": "a"}]}), "no attack and case in row 1"),
+        ("[]", "the file: expected an object of names and values; got"),
+        (json.dumps({**WHOLE, "metrics": 1}), "metrics: expected an object of names and values; got 1"),
+        (json.dumps({"metrics": {}}), "attacks: expected it to be there; got nothing"),
+        (json.dumps({**WHOLE, "metrics": {"pgd": 0.5}}), "metrics.pgd: expected an object of names and values"),
+        (json.dumps({**WHOLE, "cases": [*WHOLE["cases"], {"case": "a"}]}), "cases.1.attack: expected it to be there"),
     ],
 )
 def test_other_files_are_no_reports(content: str, words: str, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ const shownSize = (value) => {
   const data = JSON.parse(document.getElementById("case-data").textContent);
   const views = JSON.parse(document.getElementById("view-data").textContent).views;
   const viewed = new Map(views.map((view, i) => [view.case, i]));
+  const runsOf = views.map((view) => new Set(view.runs.map((own) => own.run)));
   const metric = document.getElementById("case-metric");
   const run = document.getElementById("case-run");
   const status = document.getElementById("case-status");
@@ -76,7 +77,8 @@ const shownSize = (value) => {
         const line = document.createElement("tr");
         const name = cell("th", row[0]);
         name.scope = "row";
-        if (viewed.has(row[0])) {
+        const there = viewed.get(row[0]);
+        if (there !== undefined && (row[6] === null || runsOf[there].has(data.runs[row[6]]))) {
           const button = document.createElement("button");
           button.type = "button";
           button.className = "show";

@@ -1,7 +1,7 @@
 "use strict";
 // Stored arrays, and slices of them as pixels.
 const Slices = (() => {
-  const CLASS_COLOURS = ["#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7"].map((colour) =>
+  const CLASS_COLOURS = JSON.parse(document.getElementById("view-data").textContent).colours.map((colour) =>
     [1, 3, 5].map((i) => parseInt(colour.slice(i, i + 2), 16)),
   );
   const RAMP = [[8, 64, 129], [67, 147, 195], [247, 247, 247], [214, 96, 77], [128, 10, 30]];

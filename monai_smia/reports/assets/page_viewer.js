@@ -22,6 +22,11 @@
   const planes = () => (sizes().length === 3 ? PLANES : [[0, 1]]);
   const chosenRun = () => view.runs[Number(at("view-run").value)] || null;
   const original = (axis) => view.origin[axis] + state.place[axis] * view.stride;
+  // Index in the image as it is stored, along the axis of it that this one shows.
+  const inFile = (axis) => {
+    const [, flipped, size] = view.stored.find(([shown]) => shown === axis);
+    return flipped ? size - 1 - original(axis) : original(axis);
+  };
   const planeName = (n) =>
     n === undefined ? "image" : view.orientation ? NAMES[view.orientation[n]] : `slices along axis ${n + 1}`;
   const className = (k) => view.classes[k] ?? (k === 0 ? "background" : `class ${k}`);
@@ -139,13 +144,13 @@
       }
     }
     const picture = document.querySelector('input[name="view-picture"]:checked').parentElement.textContent.trim();
-    const where = cut.n === undefined ? "" : `, slice ${original(cut.n)}`;
+    const where = cut.n === undefined ? "" : `, slice ${inFile(cut.n)}`;
     canvas.setAttribute("aria-label", `${view.case}, ${planeName(cut.n)}${where}: picture ${picture}`);
     if (cut.n !== undefined) {
       const slider = at(`plane-${i}-slice`);
       slider.value = state.place[cut.n];
-      slider.setAttribute("aria-valuetext", `slice ${original(cut.n)} of ${view.full[cut.n]}`);
-      at(`plane-${i}-number`).textContent = `${original(cut.n)} of ${view.full[cut.n]}`;
+      slider.setAttribute("aria-valuetext", `slice ${inFile(cut.n)} of ${view.full[cut.n]}`);
+      at(`plane-${i}-number`).textContent = `${inFile(cut.n)} of ${view.full[cut.n]}`;
     }
   };
 
@@ -165,7 +170,7 @@
     const volume = own.reduce((product, size) => product * size, 1);
     const channels = [...Array(view.shape[0]).keys()];
     const said = (read) => `${channels.map((c) => shownNumber(read(index + c * volume))).join(", ")} ${unit}`;
-    const pairs = [["position", own.map((_, axis) => original(axis)).join(", ")]];
+    const pairs = [["position", view.stored.map(([axis]) => inFile(axis)).join(", ")]];
     pairs.push(["without an attack", said((i) => Slices.value(arrays.image, i))]);
     if (arrays.change) {
       pairs.push(["under attack", said((i) => Slices.value(arrays.image, i) + Slices.value(arrays.change, i))]);
