@@ -123,15 +123,15 @@ class InputBench:
         if bench.place.exists():
             shutil.rmtree(bench.place)
         shutil.copytree(source, bench.place)
-        (file,) = bench.place.glob(damage.file)
+        *_, file = sorted(bench.place.glob(damage.file))
         file.write_bytes(damaged(file.read_bytes(), damage.kind, damage.seed))
-        before = outside(bench.place)
+        before, dotted = outside(bench.place), hidden(bench.out)  # what a kill left is not this run's
         ended = run(arguments, bench.place)
         if ended.unclear:
             return UNCLEAR, f"exit {ended.code}, {last(ended)}"
         if outside(bench.place) != before:
             return "lost", "files outside the output folder changed"
-        if bench.out.exists() and (left := hidden(bench.out) - bench.records):
+        if bench.out.exists() and (left := hidden(bench.out) - bench.records - dotted):
             return UNCLEAR, f"left behind: {', '.join(sorted(left))}"
         return (SURVIVED, "") if ended.code in (0, 1) else (REFUSED, last(ended))
 

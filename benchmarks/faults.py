@@ -95,14 +95,20 @@ def table(trials: list[Trial], damages: list[Damage], verdicts: dict[str, tuple[
 def measure(options: argparse.Namespace, folder: Path) -> tuple[str, dict[str, tuple[str, str]]]:
     """The table, and what each trial came to."""
     bench = Bench(folder)
-    for command in options.commands:
+    for command in COMMANDS if options.inputs else options.commands:
         bench.measure(command)
     kept = Kept(options.out / "verdicts.jsonl")
-    trials = chosen(list(plan(bench.changes, can_mount(folder))), options.faults, options.seed)
+    trials = chosen(
+        list(plan({name: bench.changes[name] for name in options.commands}, can_mount(folder))),
+        options.faults,
+        options.seed,
+    )
     tried([(trial.name, lambda trial=trial: bench.try_one(trial)) for trial in trials], kept)
-    inputs = InputBench(bench)
-    damages = plan_inputs(inputs, options.inputs, options.seed)
-    tried([(damage.name, lambda damage=damage: inputs.try_one(damage)) for damage in damages], kept)
+    damages: list[Damage] = []
+    if options.inputs:
+        inputs = InputBench(bench)
+        damages = plan_inputs(inputs, options.inputs, options.seed)
+        tried([(damage.name, lambda damage=damage: inputs.try_one(damage)) for damage in damages], kept)
     names = {one.name for one in (*trials, *damages)}
     return table(trials, damages, kept.verdicts), {name: kept.verdicts[name] for name in kept.verdicts if name in names}
 
