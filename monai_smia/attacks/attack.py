@@ -156,6 +156,7 @@ class Attack(ABC):
             target: labels as MONAI's loaders give them: ``(B,)``, ``(B, 1, H, W[, D])`` or one-hot.
             inferer: a MONAI inferer, ``inferer(inputs, network)``; ``None`` calls the network.
             mask: where the image may change, broadcasts against ``BCHW[D]``, zeros and ones; ``None`` for everywhere.
+                A sample in which it is empty stays as it is, and the log names it.
             generator: source of randomness; ``None`` is a fixed seed, so that a second call gives the first one's bits.
                 The global random state is never used.
             callback: ``callback(trial, prediction)`` after each gradient, to observe or to show progress.

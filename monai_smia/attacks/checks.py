@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -27,6 +28,8 @@ from monai_smia.attacks.heads import (
 )
 from monai_smia.attacks.loss_parts import is_library_loss, loss_parts
 from monai_smia.attacks.threat_models import Size
+
+LOG = logging.getLogger(__name__)
 
 BOUNDS_TOLERANCE = 1e-6  # of the bounds' width: rounding of an intensity scaling, not a wrong range
 
@@ -136,7 +139,7 @@ def check_image(image: Any) -> None:
 
 
 def check_mask(mask: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
-    """The mask as booleans; every sample must have at least one voxel that may change."""
+    """The mask as booleans. A sample without a voxel that may change stays as it is, and the log says so."""
     if not isinstance(mask, torch.Tensor):
         raise TypeError(f"mask: expected a tensor; got {type(mask).__name__}")
     fits = mask.ndim == image.ndim and all(m in (1, i) for m, i in zip(mask.shape, image.shape, strict=True))
@@ -150,9 +153,8 @@ def check_mask(mask: torch.Tensor, image: torch.Tensor) -> torch.Tensor:
         raise ValueError(f"mask: expected zeros and ones; got values from {mask.min():g} to {mask.max():g}")
     empty = ~allowed.flatten(1).any(1)
     if bool(empty.any()):
-        raise ValueError(
-            f"mask: expected a voxel that may change in every sample; it is empty in sample {int(empty.nonzero()[0])}"
-        )
+        where = ", ".join(map(str, empty.nonzero().flatten().tolist()))
+        LOG.warning("mask: empty in sample %s of the batch, which stays as it is", where)
     return allowed.to(image.device)
 
 

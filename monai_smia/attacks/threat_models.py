@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
@@ -80,8 +81,9 @@ class LpBall(ThreatModel):
         if not isinstance(self.eps, torch.Tensor):
             if isinstance(self.eps, bool) or not isinstance(self.eps, (int, float)):
                 raise TypeError(f"eps: expected a number, or a tensor; got {self.eps!r}")
-            if not self.eps >= 0:  # NaN, too; infinity is no limit
+            if not (0 <= self.eps <= sys.float_info.max or self.eps == math.inf):  # infinity is no limit
                 raise ValueError(f"eps: expected a number >= 0; got {self.eps!r}")
+            object.__setattr__(self, "eps", float(self.eps))  # torch has no whole numbers over 64 bits
         if not isinstance(self.norm, (int, float)) or self.norm not in NORMS:
             raise ValueError(f"norm: expected inf, 2 or 1; got {self.norm!r}")
 

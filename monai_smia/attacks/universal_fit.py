@@ -217,8 +217,13 @@ def _take(batch: Any) -> tuple[torch.Tensor, Any]:
 
 
 def _moved(value: Any, device: torch.device) -> Any:
-    """Tensors without metadata, on the device."""
-    return map_tensors(value, lambda tensor: as_plain(tensor).detach().to(device))
+    """Tensors without metadata, on the device, that autograd can keep also where inference mode made them."""
+
+    def moved(tensor: torch.Tensor) -> torch.Tensor:
+        plain = as_plain(tensor)
+        return (plain.clone() if plain.is_inference() else plain.detach()).to(device)
+
+    return map_tensors(value, moved)
 
 
 def _check_shape(image: torch.Tensor, delta: torch.Tensor | None) -> None:

@@ -7,6 +7,7 @@ import copy
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -79,8 +80,11 @@ class GradientSlidingWindowInferer(SlidingWindowInferer):
         roi_weight_map: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> None:
+        _check_sizes(roi_size, sw_batch_size)
         super().__init__(roi_size, sw_batch_size, *args, **kwargs)
         if roi_weight_map is not None:
+            if not isinstance(roi_weight_map, torch.Tensor):
+                raise TypeError(f"roi_weight_map: expected a tensor, or None; got {roi_weight_map!r}")
             if roi_weight_map.requires_grad:
                 raise ValueError("roi_weight_map: expected a constant; it requires a gradient, which would be lost")
             self.roi_weight_map = roi_weight_map
@@ -248,6 +252,16 @@ class GradientSlidingWindowInferer(SlidingWindowInferer):
 
 def _plain(image: torch.Tensor) -> torch.Tensor:
     return image.as_tensor() if isinstance(image, MetaTensor) else image
+
+
+def _check_sizes(roi_size: Any, sw_batch_size: Any) -> None:
+    """Whole numbers; a size of the window that is none, or under 1, is the image's along its axis."""
+    if isinstance(sw_batch_size, bool) or not isinstance(sw_batch_size, Integral) or sw_batch_size < 1:
+        raise ValueError(f"sw_batch_size: expected a whole number >= 1; got {sw_batch_size!r}")
+    sizes = roi_size.tolist() if hasattr(roi_size, "tolist") else roi_size
+    each = list(sizes) if isinstance(sizes, (list, tuple, range)) else [sizes]
+    if not each or any(isinstance(size, bool) or not isinstance(size, Integral | None) for size in each):
+        raise TypeError(f"roi_size: expected a whole number, or one per spatial axis; got {roi_size!r}")
 
 
 def _frozen(network: Callable[..., Any]) -> bool:

@@ -16,6 +16,7 @@ from monai_smia.attacks import (
     BIM,
     DIFGSM,
     FGSM,
+    FMN,
     PGD,
     SMIA,
     TIFGSM,
@@ -24,6 +25,7 @@ from monai_smia.attacks import (
     Gaussian,
     Misclassification,
     SegPGD,
+    Square,
 )
 
 LOSS = nn.CrossEntropyLoss()
@@ -81,15 +83,14 @@ BEFORE_ANY_PASS = {
     "image: expected BCHW": ({}, {"image": IMAGE[0, 0]}),
     "image: expected a tensor": ({}, {"image": IMAGE.numpy()}),
     "bounds: the image leaves \\[0.0, 0.5\\]: its values run from 0.* to 0.9": ({"bounds": (0.0, 0.5)}, {}),
-    "bounds: expected a number or one per channel": ({"bounds": ([0.0, 0.0], 1.0)}, {}),
-    "eps: expected a number, one per sample \\(2\\) or one per channel \\(1\\)": ({"eps": [0.1, 0.1, 0.1]}, {}),
+    "bounds: expected a number, one per channel \\(1\\) for": ({"bounds": ([0.0, 0.0], 1.0)}, {}),
+    "eps: expected a number, one per channel \\(1\\), or one per sample in shape \\(2, 1\\)": (
+        {"eps": [0.1, 0.1, 0.1]},
+        {},
+    ),
     "step_size: expected a number": ({"step_size": [0.1, 0.1, 0.1]}, {}),
     "target: expected 2 samples, as the image has; got 3": ({}, {"target": torch.tensor([0, 1, 2])}),
     "target: expected 2 samples, as the image has; got a single number": ({}, {"target": torch.tensor(1)}),
-    "mask: expected a voxel that may change in every sample; it is empty in sample 1": (
-        {},
-        {"mask": torch.stack([torch.ones(1, 9, 7), torch.zeros(1, 9, 7)])},
-    ),
     "mask: expected a shape that broadcasts": ({}, {"mask": torch.ones(2, 1, 9, 8)}),
     "mask: expected zeros and ones; got values from 0.5 to 0.5": ({}, {"mask": torch.full((2, 1, 9, 7), 0.5)}),
     "mask: expected a tensor": ({}, {"mask": [[1]]}),
@@ -217,3 +218,22 @@ def test_softmax_head_inside_a_sliding_window(loss):
 def test_in_place_head_is_fine_where_autograd_can_follow():
     result = BIM(LOSS, eps=0.1)(lambda x: x.flatten(1)[:, :3].mul_(2.0), IMAGE, TARGET)
     assert (result.loss > result.clean_loss).all()
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_sample_without_a_voxel_that_may_change_stays_and_is_named(
+    batch: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A case without a lesion, among others and alone: the others are attacked as they are by themselves."""
+    network, image = networks.tiny_network(2, dense=False), IMAGE[:batch]
+    mask = torch.ones(batch, 1, 9, 7)
+    mask[-1] = 0
+    for attack in (BIM(LOSS, eps=0.1), Square(LOSS, eps=0.1, queries=5), FMN(LOSS, norm=2, eps=0.5)):
+        caplog.clear()
+        result = attack(network, image, TARGET[:batch], mask=mask)
+        assert torch.equal(result.adversarial[-1], image[-1])
+        assert torch.equal(result.loss[-1], result.clean_loss[-1])
+        assert f"mask: empty in sample {batch - 1} of the batch" in caplog.text
+    if batch == 2:
+        alone = BIM(LOSS, eps=0.1)(network, image[:1], TARGET[:1], mask=mask[:1])
+        torch.testing.assert_close(BIM(LOSS, eps=0.1)(network, image, TARGET, mask=mask).loss[0], alone.loss[0])

@@ -90,3 +90,7 @@ def test_an_attack_sees_through_rounding(rank: int) -> None:
     assert seeing.success.all()
     torch.testing.assert_close(seeing.adversarial, (image - 0.15 * weight.sign()).clamp(0, 1))
     torch.testing.assert_close(seeing.clean_loss, blind.clean_loss)
+
+
+def test_rounding_is_to_whole_numbers_unless_a_step_is_given() -> None:
+    assert straight_through_round()(torch.tensor([0.4, 0.6, 1.6, -2.4])).tolist() == [0.0, 1.0, 2.0, -2.0]

@@ -6,6 +6,7 @@ import json
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from monai.bundle import ConfigParser
@@ -309,3 +310,42 @@ def test_arguments_of_single_attacks() -> None:
         DeepFool(MULTI, overshoot=-1)
     with pytest.raises(ValueError, match="initial_norm: expected a number > 0; got -1"):
         DDN(MULTI, initial_norm=-1)
+
+
+@pytest.mark.parametrize("initial_c", [0.01, 50.0])
+def test_cw_is_its_search_over_c_written_out(initial_c: float) -> None:
+    """Two values in numpy, on a linear classifier of two classes: from failures upwards, from successes downwards."""
+    weight, offset, size, few, searches = np.array([3.0, -2.0]), 1.1, 0.05, 20, 6
+    start = np.array([0.4, 0.6])
+
+    def margin(x: np.ndarray) -> float:
+        return float(weight @ x - offset)
+
+    origin = np.arctanh((2 * start - 1) * (1 - 1e-6))
+    c, low, high, best, tried = initial_c, 0.0, np.inf, None, []
+    for _ in range(searches):
+        tried.append(c)
+        w, mean, square, reached = origin.copy(), np.zeros(2), np.zeros(2), False
+        for t in range(1, few + 1):
+            x = np.clip(start + (np.tanh(w) - np.tanh(origin)) / 2, 0, 1)
+            if margin(x) > 0:
+                reached = True
+                if best is None or np.linalg.norm(x - start) < np.linalg.norm(best - start):
+                    best = x
+            slope = 2 * (x - start) - (c * weight if margin(x) <= 0 else 0)
+            slope = slope * (1 - np.tanh(w) ** 2) / 2 / max(c, 1.0)
+            mean, square = 0.9 * mean + 0.1 * slope, 0.999 * square + 0.001 * slope**2
+            w = w - size * mean / (1 - 0.9**t) / (np.sqrt(square / (1 - 0.999**t)) + 1e-8)
+        low, high = (low, min(high, c)) if reached else (max(low, c), high)
+        c = (low + high) / 2 if np.isfinite(high) else 10 * c
+    assert best is not None
+    assert (tried[1] > tried[0]) == (initial_c == 0.01)
+
+    def network(image: torch.Tensor) -> torch.Tensor:
+        gap = image.flatten(1) @ torch.from_numpy(weight) - offset
+        return torch.stack((torch.zeros_like(gap), gap), 1)
+
+    attack = CW(MULTI, bounds=(0.0, 1.0), steps=few, searches=searches, step_size=size, initial_c=initial_c)
+    result = attack(network, torch.from_numpy(start)[None, None], torch.tensor([0]))
+    assert bool(result.success)
+    np.testing.assert_allclose(result.adversarial.flatten().numpy(), best, rtol=0, atol=1e-9)

@@ -345,3 +345,28 @@ def test_errors() -> None:
         Square(nn.MSELoss(), eps=0.1, score="margin")
     with pytest.raises(ValueError, match="activation: expected one of"):
         Square(LOSS, eps=0.1, activation="tanh")
+
+
+@pytest.mark.parametrize("norm", [2.0, 1.0])
+def test_what_the_budget_has_left_is_shared_by_the_channels(norm: float) -> None:
+    """Two channels that spent half of it spend all of it in the next step, without a loss outside its windows."""
+    image = torch.full((1, 2, 16, 16), 0.5, dtype=torch.float64)
+    walk = moves(Setting(image, LpBall(1.0, norm), torch.Generator(), None), torch.Generator().manual_seed(0))
+    change = torch.randn(image.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    change = 0.5 * change / torch.linalg.vector_norm(change, ord=norm)
+    moved = walk.propose(image + change, 0.04) - image
+    kept = (moved - change).abs().amax(1) < 1e-12
+    assert int((~kept).sum()) <= 2 * 3 * 3  # two windows of three voxels along each axis
+    assert abs(float(torch.linalg.vector_norm(moved, ord=norm)) - 1.0) < 1e-12
+
+
+@pytest.mark.parametrize("norm", ["inf", 2, 1])
+def test_a_mask_on_signals(norm: Any) -> None:
+    image = torch.rand(2, 1, 40, generator=torch.Generator().manual_seed(0))
+    mask = torch.zeros(1, 1, 40, dtype=torch.bool)
+    mask[..., 3:9] = True
+    attack = Square(nn.CrossEntropyLoss(), eps=0.1, norm=norm, queries=20)
+    change = attack(nn.Flatten(), image, torch.tensor([4, 5]), mask=mask).adversarial - image
+    assert bool((change[~mask.expand_as(change)] == 0).all())
+    assert bool((change.flatten(1) != 0).any(1).all())
+    assert (torch.linalg.vector_norm(change.flatten(1), ord=float(norm), dim=1) <= 0.1 + 1e-6).all()

@@ -322,3 +322,15 @@ def test_errors() -> None:
         UniversalPerturbation(torch.zeros(1, 2, dtype=torch.long), eps=0.1)
     with pytest.raises(TypeError, match="perturbation: expected a UniversalPerturbation; got Tensor"):
         UniversalAttack(loss, perturbation=torch.zeros(1, 2))  # type: ignore[arg-type]
+
+
+def test_a_fit_under_inference_mode_is_the_fit_without() -> None:
+    """Its images were made there, too."""
+    network = networks.tiny_network(2, dense=True)
+    uap = UAP(DICE, eps=0.1, epochs=2, bounds=(0.0, 1.0))
+    expected = uap.fit(network, batches(), progress=False).delta
+    with torch.inference_mode():
+        found = uap.fit(network, batches(), progress=False).delta
+    assert torch.equal(found, expected)
+    assert float(expected.abs().max()) > 0
+    assert not found.is_inference()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import contract
@@ -212,3 +213,18 @@ def test_errors() -> None:
         VAFA(loss, eps=0.1, block_size=(8, 0))
     with pytest.raises(ValueError, match="block_size: expected 2 numbers, one per spatial axis"):
         VAFA(loss, eps=0.1, block_size=(8, 8, 4))(nn.Flatten(), torch.ones(1, 1, 4, 4), torch.tensor([0]))
+
+
+def test_the_similarity_is_over_the_range_of_each_image() -> None:
+    """Without bounds, beside one of fifty times the range: its table is the one that it gets alone."""
+    network = networks.tiny_network(2, dense=True).eval().double()
+    image = torch.rand(2, 1, 6, 5, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    image[1] *= 50
+    label = torch.randint(3, image.shape, generator=torch.Generator().manual_seed(6))
+    attack = VAFA(DiceCELoss(to_onehot_y=True, softmax=True), eps=0.4, steps=4, block_size=4, ssim_weight=5.0)
+    together = attack(network, image, label).adversarial
+    for i in range(2):
+        alone = attack(network, image[i : i + 1], label[i : i + 1]).adversarial[0]
+        torch.testing.assert_close(together[i], alone, rtol=0, atol=1e-9)
+    without = dataclasses.replace(attack, ssim_weight=0.0)(network, image, label).adversarial
+    assert bool((without[0] != together[0]).any())
