@@ -176,7 +176,7 @@ class _Describing:
 
     def _function(self, function: types.FunctionType) -> str:
         name = f"{function.__module__}.{function.__qualname__}"
-        if function.__module__.split(".")[0] in LIBRARIES and function.__closure__ is None:
+        if (function.__module__ or "").split(".")[0] in LIBRARIES and function.__closure__ is None:
             return name
         used = set(_names(function.__code__))
         # plain numbers and functions of its own module that it uses are a part of what it does

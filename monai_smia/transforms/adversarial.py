@@ -130,7 +130,7 @@ class AdversarialAttack(Transform, RandomizableTrait):
         return chosen
 
     def __repr__(self) -> str:
-        return described(
+        return transform_repr(
             self,
             attack=self.attack,
             network=self.network,
@@ -214,7 +214,7 @@ class RandAdversarialAttack(RandomizableTransform):
 
     def __repr__(self) -> str:
         adversary = self.adversary
-        return described(
+        return transform_repr(
             self,
             attack=adversary.attack,
             network=adversary.network,
@@ -231,7 +231,7 @@ def check_probability(prob: float) -> float:
     return prob
 
 
-def described(transform: Any, **arguments: Any) -> str:
+def transform_repr(transform: Any, **arguments: Any) -> str:
     """One line for `repr`; a network by its class alone, as its layers would fill a page."""
     shown = (
         f"{name}={type(value).__name__ if isinstance(value, nn.Module) else repr(value)}"

@@ -14,7 +14,12 @@ from monai.transforms.traits import RandomizableTrait
 from monai.utils import CommonKeys
 
 from monai_smia.attacks import Attack
-from monai_smia.transforms.adversarial import AdversarialAttack, RandAdversarialAttack, check_probability, described
+from monai_smia.transforms.adversarial import (
+    AdversarialAttack,
+    RandAdversarialAttack,
+    check_probability,
+    transform_repr,
+)
 
 
 class AdversarialAttackd(MapTransform, RandomizableTrait):
@@ -78,7 +83,7 @@ class AdversarialAttackd(MapTransform, RandomizableTrait):
 
     def __repr__(self) -> str:
         adversary = self.adversary
-        return described(
+        return transform_repr(
             self,
             keys=self.keys,
             attack=adversary.attack,
@@ -161,7 +166,7 @@ class RandAdversarialAttackd(RandomizableTransform, MapTransform):
 
     def __repr__(self) -> str:
         adversary = self.rand_adversary.adversary
-        return described(
+        return transform_repr(
             self,
             keys=self.keys,
             attack=adversary.attack,

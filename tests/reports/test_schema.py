@@ -193,6 +193,8 @@ def test_a_manifest_with_images_elsewhere_is_refused(tmp_path: Path, name: Any) 
     """Findings A1 and C2: whoever reads a manifest gets paths below its folder, or none."""
     (tmp_path / "manifest.json").write_text(json.dumps(changed(MANIFEST, "adversarial.0.image", name)))
     with pytest.raises(ValueError, match=r"manifest\.json: .*adversarial\.0\.image: expected a path inside"):
+        read_manifest(tmp_path / "manifest.json", "image")
+    with pytest.raises(ValueError, match="not a manifest that this program wrote"):
         Manifest(tmp_path / "manifest.json", "image").read()
     (tmp_path / "manifest.json").write_text(json.dumps(MANIFEST))
     assert read_manifest(tmp_path / "manifest.json", "image") == MANIFEST["adversarial"]
