@@ -59,8 +59,9 @@ class ParametrizedAttack(GradientAttack, ABC):
                     value = value - penalty.sum()
                 (slope,) = torch.autograd.grad(value, leaf)
             slope = torch.where(bad.reshape(-1, *[1] * (slope.ndim - 1)), 0.0, slope)
-            update, state = step.update(threat.feasible(slope, z.detach()), state)
-            z = threat.project(image, z + update)
+            usable = threat.feasible(slope, z.detach())
+            update, state = step.update(usable, state)
+            z = threat.project(image, z + threat.spend(update, usable, z.detach()))
         return _apply(self.threat_model(setting, 1.0), image, z.detach()), nonfinite
 
 

@@ -54,6 +54,9 @@ class SmoothedBall(ThreatModel):
     def feasible(self, gradient: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
         return self.ball.feasible(gradient, z)
 
+    def spend(self, update: torch.Tensor, gradient: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+        return self.ball.spend(update, gradient, z)
+
 
 @dataclass(frozen=True, repr=False, eq=False, kw_only=True)
 class SAP(ParametrizedAttack):

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
@@ -99,9 +100,20 @@ class UniversalPerturbation:
             path: file; an existing one is replaced at once, so that an interrupt leaves the old or the new one.
         """
         values = {"delta": self.delta.cpu(), "eps": self.eps, "norm": self.norm, "bounds": self.bounds}
-        part = f"{os.fspath(path)}.part"
-        torch.save({**values, "epochs": self.epochs}, part)
-        os.replace(part, path)
+        folder, name = os.path.split(os.path.abspath(path))
+        handle, part = tempfile.mkstemp(dir=folder, prefix=f".{name}.", suffix=".tmp")  # a name that nobody has
+        try:
+            with os.fdopen(handle, "wb") as stream:
+                torch.save({**values, "epochs": self.epochs}, stream)
+                stream.flush()
+                os.fsync(stream.fileno())
+            mask = os.umask(0)
+            os.umask(mask)
+            os.chmod(part, 0o666 & ~mask)
+            os.replace(part, path)
+        except BaseException:
+            os.unlink(part)
+            raise
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> UniversalPerturbation:

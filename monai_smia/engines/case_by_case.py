@@ -247,7 +247,7 @@ class CaseByCase:
             )
         self._keeper.keep(record)
         for watcher in self.watchers:
-            watcher.noted()
+            getattr(watcher, "noted", lambda: None)()  # only who keeps files needs it
 
     def _all_runs(self, loaded: Loaded, planned: Planned, record: Record) -> Failure | None:
         """Every run of a batch, or of one of its cases, kept if none fails."""

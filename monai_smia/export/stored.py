@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from monai_smia.export.lattice import Lattice
-from monai_smia.reports.files import PREFIX, SUFFIX, writing
+from monai_smia.reports.files import PREFIX, SUFFIX, force, writing
 
 HEADER = ".mhd"
 """Of a MetaImage in two files, as ITK writes it."""
@@ -115,6 +115,7 @@ def _appearing(path: Path) -> Iterator[Path]:
         for part in [*(other for other in sorted(place.iterdir()) if other != made), made]:
             goal = path.parent / part.name
             refuse_existing(goal)
+            force(part)
             os.rename(part, goal)
             moved.append(goal)
     except BaseException:

@@ -83,6 +83,15 @@ def write_whole(path: str | Path, content: str | bytes, overwrite: bool = False)
             raise
 
 
+def force(path: str | Path) -> None:
+    """Force a file, or all files of a folder, to the disk: a power cut after a move then leaves them whole."""
+    place = Path(path)
+    for file in sorted(place.rglob("*")) if place.is_dir() else [place]:
+        if file.is_file():
+            with open(file, "r+b") as stream:
+                os.fsync(stream.fileno())
+
+
 def is_temporary(path: Path) -> bool:
     """Whether the name is one of ours for what is not finished."""
     return path.name.startswith(PREFIX) and path.name.endswith(SUFFIX)

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from monai_smia.reports.files import PREFIX, SUFFIX, is_temporary, write_whole, writing
+from monai_smia.reports.files import PREFIX, SUFFIX, force, is_temporary, write_whole, writing
 
 
 class OwnFiles:
@@ -80,6 +80,7 @@ class OwnFiles:
             yield made
             files = {file.relative_to(made).as_posix(): file for file in sorted(made.rglob("*")) if file.is_file()}
             self.refuse_others(files)
+            force(made)
             known = self._known()
             new = {name: _digest(file) for name, file in files.items()}
             # both, so that a kill in between leaves nothing that is not known

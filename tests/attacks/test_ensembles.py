@@ -470,7 +470,7 @@ def test_a_detectors_boxes_stay_with_their_images() -> None:
     """Targets as a list with a dictionary per image, predictions as nested heads: the members alone are the oracle."""
     heads, images, targets = copied(2)
     like = attack_on(heads)
-    common: dict[str, Any] = {"bounds": (0.0, 1.0), "criterion": like.criterion, "eps": [[0.02], [0.25], [0.1], [0.25]]}
+    common: dict[str, Any] = {"bounds": (0.0, 1.0), "criterion": like.criterion, "eps": [[0.8], [0.02], [0.8], [0.25]]}
     members = [PGD(like.loss_function, steps=2, **common), Square(like.loss_function, queries=8, **common)]
     alone = [member(heads, images, targets) for member in members]
     result = WorstOf(members)(heads, images, targets)

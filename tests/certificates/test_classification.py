@@ -241,5 +241,12 @@ def test_predictions_of_which_nothing_can_be_decided_are_refused() -> None:
         quiet(lambda noisy: torch.full((len(noisy), 2), math.nan), image)
     with pytest.raises(ValueError, match="network: expected 100 predictions for 100 images; got 1"):
         quiet(lambda noisy: torch.zeros(1, 2), image)
-    with pytest.raises(ValueError, match="network: expected a prediction BK"):
-        quiet(lambda noisy: torch.zeros(len(noisy)), image)
+
+
+def test_a_squeezed_logit_is_one_decision() -> None:
+    image = torch.full((1, *SHAPE), 0.1)
+    squeezed = quiet(lambda noisy: noisy.flatten(1).sum(1), image)
+    with_axis = quiet(lambda noisy: noisy.flatten(1).sum(1, keepdim=True), image)
+    assert squeezed.radius.isfinite().all()
+    assert torch.equal(squeezed.radius, with_axis.radius)
+    assert torch.equal(squeezed.guess, with_axis.guess)

@@ -119,9 +119,6 @@ def test_the_bar_moves_by_batches(monkeypatch: pytest.MonkeyPatch) -> None:
         def drop(self) -> None:
             pass
 
-        def noted(self) -> None:
-            pass
-
     evaluator = TASK.evaluator(batch_size=1)
     CaseByCase(evaluator, TASK.attacks(), diagnose=False, progress=True, watchers=[Watching()]).run()
     assert seen == [0, 1, 2]

@@ -43,7 +43,11 @@ NAMES = {
 }
 """What the issue lists, and what the module uses beside it."""
 
-CELLS = {"guards.py": {"cell_contents"}}  # of what `captured` gives
+CELLS = {
+    "guards.py": {"cell_contents"},  # of what `captured` gives
+    "described.py": {"__closure__", "cell_contents"},  # Python's own, of any function
+    "stateful.py": {"__closure__", "cell_contents"},
+}
 OF_OUR_OWN = {"_iteration"}  # MONAI asks subclasses to write it; calling the parent's is a part of that
 
 

@@ -258,10 +258,15 @@ def test_bad_input() -> None:
         transform((image * 255).byte(), label)
     with pytest.raises(ValueError, match="bounds"):
         transform(image * 255, label)
-    with pytest.raises(ValueError, match="mask"):
-        transform(image, label, torch.zeros_like(image))
     with pytest.raises(ValueError, match="target"):
         transform(image, label[0])
+
+
+def test_an_image_without_a_voxel_that_may_change_stays_and_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    task = Task()
+    image, label = task.images()[0], task.labels()[0]
+    assert torch.equal(AdversarialAttack(pgd(), task.network())(image, label, torch.zeros_like(image)), image)
+    assert "mask: empty in sample 0" in caplog.text
 
 
 @pytest.mark.parametrize("kind", [AdversarialAttack, RandAdversarialAttack])
