@@ -30,6 +30,7 @@ COMMANDS = {
     "train": ["train", "bundle", "--method", "pgd", "--eps", EPS, "--steps", "1", "--epochs", "3", *COMMON],
 }
 LIMIT = 600
+DIGESTS = ".monai-smia-digests.json"
 """Seconds after which a run counts as hung."""
 CODES = (0, 1, 2, 3, 130)
 """Exit codes that mean something."""
@@ -201,5 +202,8 @@ def result(command: str, out: Path) -> Any:
 
 
 def hidden(out: Path) -> set[str]:
-    """Files and folders whose name begins with a dot: temporary ones, and records of the run."""
-    return {str(path.relative_to(out)) for path in out.rglob(".*")}
+    """Files and folders whose name begins with a dot: temporary ones, and records of the run.
+
+    The record of digests does not count: whether it is there depends on how old the files were when they were read.
+    """
+    return {str(path.relative_to(out)) for path in out.rglob(".*") if path.name != DIGESTS}
