@@ -30,8 +30,9 @@ COMMANDS = {
     "train": ["train", "bundle", "--method", "pgd", "--eps", EPS, "--steps", "1", "--epochs", "3", *COMMON],
 }
 LIMIT = 600
-DIGESTS = ".monai-smia-digests.json"
 """Seconds after which a run counts as hung."""
+DIGESTS = ".monai-smia-digests.json"
+"""Name of the record of files that were read."""
 CODES = (0, 1, 2, 3, 130)
 """Exit codes that mean something."""
 

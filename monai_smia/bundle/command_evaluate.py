@@ -19,7 +19,7 @@ from monai_smia.bundle.torchrun import shard_of_process, take_own_device
 from monai_smia.bundle.under_attack import ATTACKS, Outcome, attack_names, evaluate_under_attack
 from monai_smia.engines.shards import Shard
 
-OWN_ATTACKS = "the attacks are those of the bundle's configs/attack.json; expected --attacks or --eps beside it"
+OWN_ATTACKS = "the attacks are those of the bundle's configs/attack.json; expected --attacks or --eps as well"
 
 
 def evaluate(

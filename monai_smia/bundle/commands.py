@@ -17,7 +17,7 @@ __all__ = ["BAD_INPUT", "MACHINE", "OURS", "SOME_FAILED", "STOPPED", "main"]
 DEBUG = "--debug"
 _LEADS = {
     BAD_INPUT: "",
-    MACHINE: "a fault of the machine; what is done is kept, and the same command with --resume goes on: ",
+    MACHINE: "a fault of the machine; what is done is kept, and the same command with --resume continues: ",
     OURS: "an error in the program, please report it: ",
 }
 

@@ -40,7 +40,7 @@ from monai_smia.intensity import IntensityScale
 from monai_smia.reports import Reading, RobustnessReport
 from monai_smia.reports.own_files import OwnFiles, clear_temporary
 
-FINISHED = "finished attacks have their own; expected names of attacks beside it"
+FINISHED = "finished attacks have their own; expected names of attacks instead"
 ATTACKS = ("SMIA", "PGD", "GaussianNoise")
 """What is tried where nothing else is asked for: the paper's attack, the field's, and noise of the same size."""
 
@@ -172,7 +172,7 @@ def evaluate_under_attack(
         hints: dict[str, Any] = {"preprocessing": preprocessing, "modality": modality, "value_range": value_range}
         refuse_ignored("the intensity is not read where it, or finished attacks are given", **hints)
     if eps is None:
-        refuse_ignored("it is the unit of the numbers in eps; expected eps beside it", unit=unit)
+        refuse_ignored("it is the unit of the numbers in eps; expected eps as well", unit=unit)
     reading = IntensityReading.unknown()
     if intensity is not None:
         reading = _given(intensity)

@@ -138,7 +138,7 @@ class Keeper:
         numbers = list(numbers)
         if numbers and self.complete and self.folder is not None and self._file is None:
             raise ValueError(
-                f"retry_failed: {self.folder} holds finished shards; expected shard=i/n beside it, one by one"
+                f"retry_failed: {self.folder} holds finished shards; expected shard=i/n as well, one shard at a time"
             )
         for number in numbers:
             self.state.records.pop(number, None)
