@@ -31,6 +31,7 @@ from monai_smia.engines.file_digests import FileDigests
 from monai_smia.engines.fingerprint import Fingerprint
 from monai_smia.engines.folder_lock import FolderLock
 from monai_smia.reports.files import write_whole
+from monai_smia.reports.own_files import clear_temporary
 
 OWN = "adversarial_train"
 _PLACES = ("save_dir", "output_dir", "log_dir")
@@ -131,19 +132,29 @@ class AdversarialTraining:
             raise FileNotFoundError(f"resume: expected checkpoints in {self.checkpoints}; there are none")
         if not resume and (saved or (self.out / "model.pt").exists()):
             raise FileExistsError(f"out: {self.out} holds a training; expected a new folder, or resume")
+        clear_temporary(self.out, self.checkpoints)
 
     def run(self) -> Path:
         """Train, and write the weights whole or not at all.
 
         Returns:
             The file of the weights, a state dict.
+
+        Raises:
+            FileExistsError: when there is a ``model.pt`` of something else.
         """
         self.trainer.run()
         network = getattr(self.network, "module", self.network)
         buffer = io.BytesIO()
         torch.save(network.state_dict(), buffer)
-        write_whole(self.out / "model.pt", buffer.getvalue(), overwrite=True)
-        return self.out / "model.pt"
+        file = self.out / "model.pt"
+        if not file.exists() and not file.is_symlink():
+            write_whole(file, buffer.getvalue())
+        elif (
+            file.is_symlink() or file.read_bytes() != buffer.getvalue()
+        ):  # a finished training, resumed, gives the same
+            raise FileExistsError(f"out: {file} is there and not of this training; nothing was replaced")
+        return file
 
     def _text(
         self, method: str | None, data: str | None, device: str | None, epochs: int | None, overrides: Mapping[str, Any]

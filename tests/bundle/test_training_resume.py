@@ -242,3 +242,13 @@ def test_the_text_of_the_configuration_is_what_counts(interrupted: Path) -> None
             training(interrupted, resume=True)
     finally:
         file.write_text(json.dumps(text))
+
+
+def test_weights_of_somebody_else_are_not_replaced(place: Path) -> None:
+    killed(place, "pgd", 6)
+    (place / "out" / "model.pt").write_bytes(b"of somebody else")
+    (place / "out" / ".monai-smia-half.tmp").write_bytes(b"what a kill left")
+    with training(place, resume=True) as again, pytest.raises(FileExistsError, match=r"model\.pt is there and not of"):
+        again.run()
+    assert (place / "out" / "model.pt").read_bytes() == b"of somebody else"
+    assert not (place / "out" / ".monai-smia-half.tmp").exists()
